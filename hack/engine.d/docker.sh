@@ -1,0 +1,93 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # engine, run, state, netns, ... come from hack/engine
+# A dockerd with data-root, exec-root, socket and containerd of its own.
+
+docker_need() {
+    cmd_need docker docker.io
+    if [[ -z $root_suite ]]; then
+        cmd_need dockerd docker.io
+        cmd_need containerd containerd
+        cmd_need runc runc
+        cmd_need iptables iptables
+        cmd_need crun crun
+        cmd_need jq jq
+    fi
+}
+
+docker_config() {
+    cat <<EOT
+{
+  "data-root": "$state/data",
+  "exec-root": "$run/exec",
+  "pidfile": "$run/docker.pid",
+  "hosts": ["unix://$run/docker.sock"],
+  "dns": ["203.0.113.53"],
+  "log-level": "info",
+  "runtimes": {
+    "nemoclaw": {"path": "$NEMOCLAW_DIST/nemoclaw"},
+    "nemoclaw-observe": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "observe"]},
+    "nemoclaw-test": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
+    "crun": {"path": "$(run_inside sh -c 'command -v crun')"}
+  }
+}
+EOT
+}
+
+docker_is_up() {
+    alive "$run/dockerd.pid" && docker_cli version >/dev/null 2>&1
+}
+
+docker_cli() {
+    env -u DOCKER_CONTEXT -u DOCKER_TLS_VERIFY DOCKER_HOST="unix://$run/docker.sock" docker "$@"
+}
+
+docker_up() {
+    docker_config >"$state/daemon.json.new"
+    mv "$state/daemon.json.new" "$state/daemon.json"
+    ! docker_is_up || return 0
+    docker_down
+    mkdir -p "$NEMOCLAW_WORK/policy"
+    spawn "$run/dockerd.pid" "$state/dockerd.log" dockerd --config-file "$state/daemon.json"
+    wait_for 60 "$run/dockerd.pid" "$state/dockerd.log" docker_cli version
+}
+
+# Containers and networks go, images and volumes stay.
+docker_down() {
+    local dir
+    if docker_is_up; then
+        docker_cli ps -aq | while read -r id; do
+            DOCKER_HOST=unix://$run/docker.sock timeout 20 docker rm -f "$id" >/dev/null 2>&1 || true
+        done
+        docker_cli network prune -f >/dev/null || true
+    fi
+    stop_pid "$run/dockerd.pid" 20
+    for dir in "$run"/exec/containerd/daemon/io.containerd.runtime.v2.task/moby/*/; do
+        [[ ! -d $dir ]] || end_container docker "$(basename "$dir")"
+    done
+    sweep
+    unmount_below "$run" "$state/data"
+    rm -rf "$run/exec" "$run/docker.sock" "$run/docker.pid"
+}
+
+docker_env() {
+    printf 'DOCKER_HOST=unix://%s/docker.sock\n' "$run"
+}
+
+docker_exec() {
+    export DOCKER_HOST=unix://$run/docker.sock
+    exec_inside "$@"
+}
+
+# The recipe's hash is a label, so that a changed recipe is imported again.
+docker_load() {
+    local image=$1 hash tarball have_hash
+    hash=$("$here/image" --hash "$image")
+    docker_is_up || die "$engine is not up"
+    have_hash=$(docker_cli image inspect -f '{{index .Config.Labels "nemoclaw.recipe"}}' \
+        "nemoclaw-test/$image" 2>/dev/null || true)
+    [[ $have_hash != "$hash" ]] || return 0
+    tarball=$("$here/image" "$image")
+    docker_cli import -c "LABEL nemoclaw.recipe=$hash" \
+        -c 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
+        -c 'CMD ["/bin/sh"]' "$tarball" "nemoclaw-test/$image" >/dev/null
+}

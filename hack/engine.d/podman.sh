@@ -1,0 +1,102 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # engine, run, state, netns, ... come from hack/engine
+# podman has no daemon: up makes its configuration and its network namespace.
+
+podman_need() {
+    [[ -z $root_suite ]] || return 0
+    apt_need netavark aardvark-dns catatonit
+    cmd_need podman podman
+    cmd_need conmon conmon
+    cmd_need runc runc
+    cmd_need crun crun
+    cmd_need iptables iptables
+}
+
+# podman's default limits are higher than a root without CAP_SYS_RESOURCE may set, and
+# it lowers its own nproc to 32768 first.
+podman_config() {
+    cat <<EOT
+[containers]
+default_ulimits = ["nofile=$(limit -n 1048576)", "nproc=$(limit -u 32768)"]
+dns_servers = ["203.0.113.53"]
+log_driver = "k8s-file"
+[network]
+network_backend = "netavark"
+network_config_dir = "$state/networks"
+default_subnet = "10.88.0.0/16"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+static_dir = "$state/libpod"
+volume_path = "$state/volumes"
+tmp_dir = "$run/libpod"
+[engine.runtimes]
+runc = ["$(run_inside sh -c 'command -v runc')"]
+crun = ["$(run_inside sh -c 'command -v crun')"]
+nemoclaw = ["$NEMOCLAW_DIST/nemoclaw"]
+nemoclaw-observe = ["$NEMOCLAW_WORK/bin/nemoclaw-observe"]
+nemoclaw-test = ["$NEMOCLAW_WORK/bin/nemoclaw-test"]
+EOT
+}
+
+# limit FLAG MAX: this shell's hard limit, at most MAX, as "soft:hard".
+limit() {
+    local value
+    value=$(ulimit -H "$1")
+    [[ $value != unlimited && $value -lt $2 ]] || value=$2
+    printf '%s:%s\n' "$value" "$value"
+}
+
+podman_storage() {
+    cat <<EOT
+[storage]
+driver = "overlay"
+graphroot = "$state/storage"
+runroot = "$run/storage"
+EOT
+}
+
+podman_is_up() { [[ -s $run/containers.conf ]]; }
+
+podman_up() {
+    runtime_wrappers
+    ! podman_is_up || return 0
+    mkdir -p "$state/networks" "$run/libpod"
+    podman_storage >"$run/storage.conf"
+    podman_config >"$run/containers.conf.new"
+    mv "$run/containers.conf.new" "$run/containers.conf"
+}
+
+podman_down() {
+    if podman_is_up && space_is_up; then
+        podman_cli rm --all --force --time 1 >/dev/null 2>&1 || true
+        podman_cli pod rm --all --force >/dev/null 2>&1 || true
+    fi
+    sweep
+    unmount_below "$state/storage" "$run"
+}
+
+podman_env() {
+    printf 'CONTAINERS_CONF=%s/containers.conf\n' "$run"
+    printf 'CONTAINERS_STORAGE_CONF=%s/storage.conf\n' "$run"
+}
+
+podman_cli() { (podman_exec podman "$@"); }
+
+podman_exec() {
+    export CONTAINERS_CONF=$run/containers.conf CONTAINERS_STORAGE_CONF=$run/storage.conf
+    exec_inside "$@"
+}
+
+podman_load() {
+    local image=$1 hash tarball have_hash name=localhost/nemoclaw-test/$1:latest
+    { space_is_up && podman_is_up; } || die "$engine is not up"
+    hash=$("$here/image" --hash "$image")
+    have_hash=$(podman_cli image inspect -f '{{index .Labels "nemoclaw.recipe"}}' "$name" 2>/dev/null || true)
+    [[ $have_hash != "$hash" ]] || return 0
+    tarball=$("$here/image" "$image")
+    podman_cli import -c "LABEL nemoclaw.recipe=$hash" \
+        -c 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
+        -c 'CMD ["/bin/sh"]' "$tarball" "$name" >/dev/null 2>&1
+}

@@ -1,0 +1,216 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const POLICY: &str = "
+version: 1
+nemoclaw: {}
+network_policies:
+  web:
+    endpoints:
+      - {host: api.example.com, port: 443}
+      - {host: '*.cdn.example.com', ports: [80, 443]}
+      - {host: 203.0.113.9, port: 5432}
+    binaries: [{path: /usr/bin/curl}, {path: '/usr/lib/git-core/*'}]
+  inner:
+    endpoints: [{host: db.corp.example, port: 5432, allowed_ips: [10.0.0.0/8]}]
+    binaries: any
+  lan:
+    endpoints: [{host: lan.example.com, port: 80, private: true}]
+";
+
+fn engine(text: &str) -> Engine {
+    Engine::new(Policy::parse(text, "test.yaml").unwrap(), HashMap::new())
+}
+
+fn to(host: &str, port: u16) -> Intent {
+    Intent { destination: Destination::Host(Host::parse(host).unwrap()), port }
+}
+
+fn by(binary: &str, ancestors: &[&str]) -> Caller {
+    Caller {
+        holders: vec![Process {
+            binary: binary.to_owned(),
+            ancestors: ancestors.iter().map(ToString::to_string).collect(),
+        }],
+    }
+}
+
+fn reason(decision: Decision) -> Option<Reason> {
+    match decision {
+        Decision::Allow(_) => None,
+        Decision::Deny(denial) => Some(denial.reason),
+    }
+}
+
+fn permit(decision: Decision) -> Permit {
+    match decision {
+        Decision::Allow(permit) => permit,
+        Decision::Deny(denial) => panic!("{denial:?}"),
+    }
+}
+
+#[test]
+fn a_listed_program_reaches_a_listed_host() {
+    let engine = engine(POLICY);
+    let curl = by("/usr/bin/curl", &["/usr/bin/bash"]);
+    assert_eq!(reason(engine.decide(&to("API.example.com.", 443), &curl)), None);
+    assert_eq!(reason(engine.decide(&to("a.cdn.example.com", 80), &curl)), None);
+    assert_eq!(reason(engine.decide(&to("api.example.com", 80), &curl)), Some(Reason::NoEndpoint));
+    assert_eq!(reason(engine.decide(&to("evil.test", 443), &curl)), Some(Reason::NoEndpoint));
+    let permit = permit(engine.decide(&to("api.example.com", 443), &curl));
+    assert_eq!(permit.rule().to_string(), "web (test.yaml:7)");
+}
+
+#[test]
+fn the_program_or_an_ancestor_must_be_listed() {
+    let engine = engine(POLICY);
+    let intent = to("api.example.com", 443);
+    assert_eq!(
+        reason(engine.decide(&intent, &by("/usr/bin/wget", &[]))),
+        Some(Reason::BinaryNotAllowed)
+    );
+    assert_eq!(reason(engine.decide(&intent, &by("/bin/x", &["/usr/bin/curl"]))), None);
+    assert_eq!(reason(engine.decide(&intent, &by("/usr/lib/git-core/git-remote-http", &[]))), None);
+    assert_eq!(reason(engine.decide(&intent, &Caller::default())), Some(Reason::CallerUnknown));
+}
+
+#[test]
+fn every_holder_must_be_listed() {
+    let engine = engine(POLICY);
+    let mut caller = by("/usr/bin/curl", &[]);
+    caller.holders.push(Process { binary: "/tmp/evil".to_owned(), ancestors: vec![] });
+    assert_eq!(
+        reason(engine.decide(&to("api.example.com", 443), &caller)),
+        Some(Reason::BinaryNotAllowed)
+    );
+}
+
+#[test]
+fn a_symbolic_link_in_policy_means_its_target() {
+    let policy = Policy::parse(POLICY, "test.yaml").unwrap();
+    let aliases = HashMap::from([("/usr/bin/curl".to_owned(), "/opt/curl-8".to_owned())]);
+    let engine = Engine::new(policy, aliases);
+    assert_eq!(reason(engine.decide(&to("api.example.com", 443), &by("/opt/curl-8", &[]))), None);
+}
+
+#[test]
+fn addresses_are_checked_after_resolution() {
+    let engine = engine(POLICY);
+    let curl = by("/usr/bin/curl", &[]);
+    let check = |host: &str, port, ip: &str| {
+        permit(engine.decide(&to(host, port), &curl)).check_address(ip.parse().unwrap())
+    };
+    assert_eq!(check("api.example.com", 443, "93.184.216.34"), Ok(()));
+    assert_eq!(check("api.example.com", 443, "10.0.0.1"), Err(Reason::AddressPrivate));
+    assert_eq!(check("api.example.com", 443, "127.0.0.1"), Err(Reason::AddressNever));
+    assert_eq!(check("api.example.com", 443, "::ffff:169.254.169.254"), Err(Reason::AddressNever));
+    assert_eq!(check("db.corp.example", 5432, "10.1.2.3"), Ok(()));
+    assert_eq!(check("db.corp.example", 5432, "11.1.2.3"), Err(Reason::AddressNotListed));
+    assert_eq!(check("lan.example.com", 80, "192.168.1.1"), Ok(()));
+    assert_eq!(check("lan.example.com", 80, "169.254.169.254"), Err(Reason::AddressNever));
+}
+
+#[test]
+fn literal_addresses_need_a_rule_of_their_own() {
+    let engine = engine(POLICY);
+    let curl = by("/usr/bin/curl", &[]);
+    let at = |ip: &str, port| Intent {
+        destination: Destination::Address { address: ip.parse().unwrap(), names: vec![] },
+        port,
+    };
+    assert_eq!(reason(engine.decide(&at("203.0.113.9", 5432), &curl)), None);
+    assert_eq!(reason(engine.decide(&at("::ffff:203.0.113.9", 5432), &curl)), None);
+    assert_eq!(reason(engine.decide(&at("203.0.113.10", 5432), &curl)), Some(Reason::NoEndpoint));
+    assert_eq!(
+        reason(engine.decide(&at("169.254.169.254", 80), &curl)),
+        Some(Reason::AddressNever)
+    );
+}
+
+#[test]
+fn the_remedy_is_valid_policy_and_flips_the_decision() {
+    let hostile = "/tmp/a\"}], binaries: any #";
+    for (intent, caller) in [
+        (to("new.example.com", 8443), by("/usr/bin/wget", &[])),
+        (to("new.example.com", 8443), by(hostile, &[])),
+    ] {
+        let yaml = format!(
+            "version: 1\nnemoclaw: {{}}\nnetwork_policies:\n  {}\n",
+            remedy(&intent, &caller)
+        );
+        let engine = engine(&yaml);
+        assert_eq!(reason(engine.decide(&intent, &caller)), None, "{yaml}");
+        assert!(reason(engine.decide(&intent, &by("/usr/bin/other", &[]))).is_some(), "{yaml}");
+    }
+}
+
+fn hosts() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["a.example", "b.example", "x.a.example", "c.test"])
+        .prop_map(str::to_owned)
+}
+
+fn rules() -> impl Strategy<Value = Vec<(String, u16, String)>> {
+    let port = prop::sample::select(vec![80_u16, 443]);
+    let binary =
+        prop::sample::select(vec!["/usr/bin/curl", "/usr/bin/*", "/**"]).prop_map(str::to_owned);
+    prop::collection::vec((hosts(), port, binary), 0..6)
+}
+
+fn yaml(rules: &[(String, u16, String)]) -> String {
+    let mut text = String::from("version: 1\nnemoclaw: {}\nnetwork_policies:\n");
+    for (n, (host, port, binary)) in rules.iter().enumerate() {
+        text.push_str(&format!(
+            "  r{n}: {{endpoints: [{{host: {host}, port: {port}}}], binaries: [{{path: '{binary}'}}]}}\n"
+        ));
+    }
+    if rules.is_empty() {
+        text.push_str("  {}\n");
+    }
+    text
+}
+
+proptest! {
+    #[test]
+    fn decisions_agree_with_a_naive_reading(
+        rules in rules(), host in hosts(), port in prop::sample::select(vec![80_u16, 443, 22]),
+        binary in prop::sample::select(vec!["/usr/bin/curl", "/usr/bin/x/y", "/opt/z"])
+    ) {
+        let engine = engine(&yaml(&rules));
+        let allowed = reason(engine.decide(&to(&host, port), &by(binary, &[]))).is_none();
+        let expected = rules.iter().any(|(h, p, b)| {
+            let fits = match b.as_str() {
+                "/**" => true,
+                "/usr/bin/*" => binary == "/usr/bin/curl",
+                exact => exact == binary,
+            };
+            *h == host && *p == port && fits
+        });
+        prop_assert_eq!(allowed, expected);
+    }
+
+    #[test]
+    fn more_rules_never_deny_more(rules in rules(), extra in rules(), host in hosts()) {
+        let before = engine(&yaml(&rules));
+        let mut all = rules;
+        all.extend(extra);
+        let after = engine(&yaml(&all));
+        let caller = by("/usr/bin/curl", &[]);
+        for port in [80, 443] {
+            if reason(before.decide(&to(&host, port), &caller)).is_none() {
+                prop_assert!(reason(after.decide(&to(&host, port), &caller)).is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn hosts_never_panic(text in "\\PC{0,300}") {
+        let _parsed = Host::parse(&text);
+        let _pattern = HostPattern::parse(&text);
+    }
+
+    #[test]
+    fn policies_never_panic(text in "\\PC{0,400}") {
+        let _parsed = Policy::parse(&text, "fuzz");
+    }
+}

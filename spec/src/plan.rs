@@ -1,0 +1,562 @@
+//! The confinement plan: what is done to a container, worked out before
+//! anything is done.
+//!
+//! [`Plan::resolve`] reads the engine's spec, the policy and facts about image
+//! and host, and answers with a plan or with every reason why there is none.
+//! [`harden`] applies the part that libcontainer carries out; the rest
+//! (Landlock, seccomp, hooks) is done by the runtime's own executor, for init
+//! and for exec alike, from the same stored plan.
+
+mod environment;
+mod harden;
+mod identity;
+mod refuse;
+mod toolchain;
+
+use std::fmt;
+use std::net::IpAddr;
+
+use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{LandlockMode, Policy};
+pub use harden::harden;
+
+/// Version of the stored plan.
+pub const VERSION: u32 = 1;
+
+/// What is known about one path of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathFact {
+    /// The path with every symbolic link resolved inside the image.
+    pub real: String,
+    /// Whether it is a directory.
+    pub directory: bool,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Read-only look into the image's root file system. The implementation must
+/// never leave it (`openat2(2)`, `RESOLVE_IN_ROOT`) and must bound what it
+/// reads: every byte is hostile.
+pub trait ImageView {
+    /// What stands at `path`; `None` when nothing does.
+    fn look(&self, path: &str) -> Option<PathFact>;
+    /// The text of a small file.
+    fn read(&self, path: &str) -> Option<String>;
+    /// Names in a directory.
+    fn list(&self, path: &str) -> Vec<String>;
+}
+
+/// What is known about the host and the engine's request.
+#[derive(Debug, Clone, Default)]
+pub struct HostFacts {
+    /// Landlock ABI of the kernel; 0 without Landlock.
+    pub landlock_abi: u32,
+    /// Greatest number of open files this runtime may grant.
+    pub nofile_max: u64,
+    /// Whether the host uses cgroup v1 controllers.
+    pub cgroup_v1: bool,
+    /// One entry for each mount of the spec, in order.
+    pub mounts: Vec<MountFact>,
+    /// Namespaces of the spec that are the host's own although they have a path.
+    pub host_namespaces: Vec<String>,
+    /// The engine's hosts file.
+    pub hosts: Vec<(IpAddr, Vec<String>)>,
+}
+
+/// What is known about the source of one mount.
+#[derive(Debug, Clone, Default)]
+pub struct MountFact {
+    /// The source with every symbolic link resolved; empty unless a bind.
+    pub source: String,
+    /// Whether the source is a directory.
+    pub directory: bool,
+    /// Whether the source is a socket.
+    pub socket: bool,
+    /// Sensitive paths of the host that are, or lie beneath, the source.
+    pub exposes: Vec<String>,
+    /// Owner of the source.
+    pub uid: u32,
+    /// Group of the source.
+    pub gid: u32,
+}
+
+/// Everything done to a container's processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`VERSION`].
+    pub version: u32,
+    /// False only under `--policy observe`.
+    pub confined: bool,
+    /// Name of the policy, for messages.
+    pub policy: String,
+    /// Who init runs as, and what root and exec are mapped to.
+    pub identity: RunAs,
+    /// Whether root may stay root.
+    pub allow_root: bool,
+    /// Variables kept although they can inject code.
+    pub keep_environment: Vec<String>,
+    /// Image entries of PATH that are root-owned and read-only.
+    pub path_entries: Vec<String>,
+    /// Landlock rules.
+    pub landlock: LandlockPlan,
+    /// Paths that get a read-only mount of their own.
+    pub read_only_mounts: Vec<String>,
+    /// Paths hidden from the container.
+    pub masked: Vec<String>,
+    /// Directories to make in the image before start.
+    pub make_directories: Vec<MakeDirectory>,
+    /// Process limit of the cgroup.
+    pub pids: i64,
+    /// Open-files limit.
+    pub nofile: u64,
+    /// The engine's seccomp profile, compiled anew for every process.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// What was changed and is worth telling the operator.
+    pub notes: Vec<String>,
+}
+
+/// An identity inside the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunAs {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// HOME.
+    pub home: String,
+    /// Whether the image or engine asked for another one.
+    pub mapped: bool,
+    /// How it was chosen, for messages.
+    pub origin: String,
+}
+
+/// Landlock rules as data.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LandlockPlan {
+    /// Whether anything less than full enforcement stops the start.
+    pub required: bool,
+    /// Readable and executable paths.
+    pub read_only: Vec<String>,
+    /// Paths that are writable too.
+    pub read_write: Vec<String>,
+    /// Baseline paths this image does not have.
+    pub missing: Vec<String>,
+}
+
+/// A directory the image lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MakeDirectory {
+    /// Where.
+    pub path: String,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// One reason why a container cannot start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The step that cannot be done.
+    pub step: &'static str,
+    /// Why.
+    pub cause: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.step, self.cause, self.fix)
+    }
+}
+
+/// A container that cannot be confined as policy demands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidPlan {
+    /// At least one reason.
+    pub refusals: Vec<Refusal>,
+}
+
+impl fmt::Display for InvalidPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, refusal) in self.refusals.iter().enumerate() {
+            if n > 0 {
+                f.write_str(" | ")?;
+            }
+            refusal.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for InvalidPlan {}
+
+/// Collects refusals, so that the operator sees all of them at once.
+#[derive(Debug, Default)]
+struct Refusals(Vec<Refusal>);
+
+impl Refusals {
+    fn add(&mut self, step: &'static str, cause: String, fix: &str) {
+        self.0.push(Refusal { step, cause, fix: fix.to_owned() });
+    }
+}
+
+impl Plan {
+    /// Works out the plan for one container.
+    ///
+    /// # Errors
+    /// [`InvalidPlan`] with every reason why the container must not start.
+    pub fn resolve(
+        spec: &Spec,
+        policy: &Policy,
+        image: &dyn ImageView,
+        host: &HostFacts,
+    ) -> Result<Self, InvalidPlan> {
+        let mut refusals = Refusals::default();
+        let mut notes = Vec::new();
+        refuse::check(spec, policy, host, &mut refusals, &mut notes);
+        let identity = identity::resolve(spec, policy, image, host, &mut refusals);
+        let filesystem = filesystem(spec, policy, image, host, identity.as_ref(), &mut refusals);
+        let (Some(identity), true) = (identity, refusals.0.is_empty()) else {
+            return Err(InvalidPlan { refusals: refusals.0 });
+        };
+        if identity.mapped {
+            notes.push(format!("runs as {}:{} ({})", identity.uid, identity.gid, identity.origin));
+        }
+        let asked =
+            spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default();
+        let mut masked = toolchain::hidden_proc_and_sys();
+        if !policy.options.keep_toolchain {
+            masked.extend(toolchain::masked(image));
+        }
+        Ok(Self {
+            version: VERSION,
+            confined: true,
+            policy: policy.origin.to_string(),
+            allow_root: policy.options.allow_root,
+            keep_environment: policy.options.keep_environment.clone(),
+            path_entries: environment::trusted_path_entries(&asked, image),
+            landlock: filesystem.landlock,
+            read_only_mounts: filesystem.read_only_mounts,
+            masked,
+            make_directories: filesystem.make_directories,
+            pids: pids(spec, policy),
+            nofile: host.nofile_max.min(65_536),
+            seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
+            identity,
+            notes,
+        })
+    }
+
+    /// The plan of `--policy observe`: the engine's spec as it is, its seccomp
+    /// profile installed by us because libcontainer would ignore it.
+    pub fn observe(spec: &Spec) -> Self {
+        let user = spec.process().as_ref().map(Process::user);
+        Self {
+            version: VERSION,
+            confined: false,
+            policy: "observe".to_owned(),
+            identity: RunAs {
+                uid: user.map_or(0, oci_spec::runtime::User::uid),
+                gid: user.map_or(0, oci_spec::runtime::User::gid),
+                home: String::new(),
+                mapped: false,
+                origin: "the image".to_owned(),
+            },
+            allow_root: true,
+            keep_environment: Vec::new(),
+            path_entries: Vec::new(),
+            landlock: LandlockPlan::default(),
+            read_only_mounts: Vec::new(),
+            masked: Vec::new(),
+            make_directories: Vec::new(),
+            pids: 0,
+            nofile: 0,
+            seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
+            notes: vec!["NOT CONFINED: --policy observe".to_owned()],
+        }
+    }
+
+    /// Cuts an exec'd process back to the plan: what it asks beyond the plan
+    /// (capabilities, root, injected variables) it does not get.
+    ///
+    /// # Errors
+    /// A [`Refusal`] for an identity that belongs to a proxy.
+    pub fn confine_process(&self, mut process: Process) -> Result<Process, Refusal> {
+        if !self.confined {
+            return Ok(process);
+        }
+        let user = process.user().clone();
+        identity::check_worker_range(user.uid(), user.gid(), user.additional_gids().as_deref())?;
+        let root = user.uid() == 0 && !self.allow_root;
+        let mut home = None;
+        if root {
+            harden::set_user(&mut process, self.identity.uid, self.identity.gid);
+            home = Some(self.identity.home.as_str());
+        } else {
+            let gid = if user.gid() == 0 && user.uid() != 0 {
+                if user.uid() == self.identity.uid { self.identity.gid } else { user.uid() }
+            } else {
+                user.gid()
+            };
+            if user.uid() == self.identity.uid && user.uid() != 0 {
+                home = Some(self.identity.home.as_str());
+            }
+            harden::set_user(&mut process, user.uid(), gid);
+        }
+        let asked = process.env().clone().unwrap_or_default();
+        process.set_env(Some(self.environment(&asked, home)));
+        harden::restrict(&mut process, self.nofile);
+        Ok(process)
+    }
+
+    /// The environment a confined process gets for the one asked for.
+    fn environment(&self, asked: &[String], home: Option<&str>) -> Vec<String> {
+        environment::filter(asked, &self.keep_environment, &self.path_entries, home)
+    }
+}
+
+fn pids(spec: &Spec, policy: &Policy) -> i64 {
+    let asked = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+        .and_then(|resources| resources.pids().as_ref().and_then(pids_limit))
+        .filter(|limit| *limit > 0);
+    asked.map_or(policy.options.pids, |limit| limit.min(policy.options.pids))
+}
+
+fn pids_limit(pids: &oci_spec::runtime::LinuxPids) -> Option<i64> {
+    Some(pids.limit())
+}
+
+struct FilesystemPlan {
+    landlock: LandlockPlan,
+    read_only_mounts: Vec<String>,
+    make_directories: Vec<MakeDirectory>,
+}
+
+/// System directories that get a read-only mount: Landlock does not govern
+/// chmod, chown and utimes, a read-only mount does.
+const READ_ONLY_MOUNTS: [&str; 12] = [
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/srv", "/app",
+    "/var/log",
+];
+
+fn filesystem(
+    spec: &Spec,
+    policy: &Policy,
+    image: &dyn ImageView,
+    host: &HostFacts,
+    identity: Option<&RunAs>,
+    refusals: &mut Refusals,
+) -> FilesystemPlan {
+    let mut read_only = Vec::new();
+    let mut read_write = Vec::new();
+    let mut missing = Vec::new();
+    let mut make_directories = Vec::new();
+    let mounts = mount_targets(spec, host);
+    let mounted = |path: &str| mounts.iter().any(|mount| beneath(path, &mount.target));
+    for path in &policy.filesystem.read_only {
+        match image.look(path) {
+            Some(_) => read_only.push(path.clone()),
+            None if mounted(path) || engine_made(path) => read_only.push(path.clone()),
+            None if policy.filesystem.named => missing_path(path, refusals),
+            None => missing.push(path.clone()),
+        }
+    }
+    for path in &policy.filesystem.read_write {
+        match image.look(path) {
+            Some(fact) if !beneath(&fact.real, path) && !allowed_target(&fact.real, policy) => {
+                refusals.add(
+                    "file system",
+                    format!(
+                        "the writable path `{path}` is a symbolic link of the image to `{}`",
+                        fact.real.escape_debug()
+                    ),
+                    "name the target in the policy, or mend the image",
+                );
+            }
+            Some(_) => read_write.push(path.clone()),
+            None if mounted(path) || engine_made(path) => read_write.push(path.clone()),
+            None if path == "/sandbox" => make_directories.extend(home_directory(path, identity)),
+            None if policy.filesystem.named => missing_path(path, refusals),
+            None => missing.push(path.clone()),
+        }
+    }
+    // OpenShell's baseline: what a file leaves out of the system directories
+    // is still needed to start anything.
+    if policy.filesystem.named {
+        for path in ["/usr", "/lib", "/etc", "/bin", "/sbin", "/lib64", "/proc", "/dev/urandom"] {
+            if !read_only.iter().chain(&read_write).any(|known| beneath(path, known))
+                && image.look(path).is_some()
+            {
+                read_only.push(path.to_owned());
+            }
+        }
+    }
+    for mount in &mounts {
+        let list = if mount.read_only || mount.beneath_read_only(&read_only) {
+            &mut read_only
+        } else {
+            &mut read_write
+        };
+        list.push(mount.target.clone());
+    }
+    if let Some(identity) = identity {
+        if identity.home == "/sandbox" && image.look("/sandbox").is_none() && !mounted("/sandbox") {
+            make_directories.extend(home_directory("/sandbox", Some(identity)));
+        }
+        if let Some(home) = writable_home(identity, image) {
+            read_write.push(home);
+        }
+    }
+    read_write.extend(make_directories.iter().map(|made| made.path.clone()));
+    let cwd = spec.process().as_ref().map(|process| process.cwd().display().to_string());
+    if let Some(cwd) = cwd
+        && policy.filesystem.include_workdir
+        && !read_only.iter().chain(&read_write).any(|known| beneath(&cwd, known))
+    {
+        // An image chooses WORKDIR: reading it is harmless, writing is not
+        // given outside mounts, HOME, /sandbox and /tmp.
+        read_only.push(cwd);
+    }
+    dedup(&mut read_only);
+    dedup(&mut read_write);
+    dedup_by_path(&mut make_directories);
+    let read_only_mounts = READ_ONLY_MOUNTS
+        .iter()
+        .filter(|path| image.look(path).is_some_and(|fact| fact.directory && fact.real == **path))
+        .filter(|path| !read_write.iter().any(|writable| writable == *path))
+        .map(ToString::to_string)
+        .collect();
+    let landlock = LandlockPlan {
+        required: policy.landlock == LandlockMode::HardRequirement,
+        read_only,
+        read_write,
+        missing,
+    };
+    if landlock.required && host.landlock_abi == 0 {
+        refusals.add(
+            "Landlock",
+            "this kernel has no Landlock, or it is off".to_owned(),
+            "boot Linux 5.13 or newer with `lsm=landlock,...`, or write `landlock: {compatibility: best_effort}` in the policy",
+        );
+    }
+    FilesystemPlan { landlock, read_only_mounts, make_directories }
+}
+
+fn missing_path(path: &str, refusals: &mut Refusals) {
+    refusals.add(
+        "file system",
+        format!("the policy names `{path}`, which this image does not have"),
+        "make it in the image, mount it, or take it out of the policy",
+    );
+}
+
+/// Paths that engine and runtime make whatever the image holds.
+fn engine_made(path: &str) -> bool {
+    path == "/proc" || path == "/sys" || path == "/dev" || path.starts_with("/dev/")
+}
+
+fn allowed_target(real: &str, policy: &Policy) -> bool {
+    engine_made(real) || policy.filesystem.read_write.iter().any(|path| beneath(real, path))
+}
+
+fn home_directory(path: &str, identity: Option<&RunAs>) -> Option<MakeDirectory> {
+    identity.map(|identity| MakeDirectory {
+        path: path.to_owned(),
+        uid: identity.uid,
+        gid: identity.gid,
+    })
+}
+
+/// HOME is writable when it lies where homes lie and belongs to the user.
+fn writable_home(identity: &RunAs, image: &dyn ImageView) -> Option<String> {
+    let fact = image.look(&identity.home)?;
+    let place = ["/home", "/sandbox"].iter().any(|parent| beneath(&fact.real, parent));
+    let own = fact.uid == identity.uid && fact.directory && fact.real == identity.home;
+    (place && own).then_some(fact.real)
+}
+
+/// True when `path` is `parent` or lies below it.
+pub(crate) fn beneath(path: &str, parent: &str) -> bool {
+    let parent = parent.trim_end_matches('/');
+    path == parent || path.strip_prefix(parent).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn dedup(paths: &mut Vec<String>) {
+    paths.sort_unstable();
+    paths.dedup();
+}
+
+fn dedup_by_path(made: &mut Vec<MakeDirectory>) {
+    made.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    made.dedup_by(|a, b| a.path == b.path);
+}
+
+/// A mount that people or engines put into the container.
+pub(crate) struct Target {
+    pub(crate) target: String,
+    pub(crate) read_only: bool,
+    /// From the engine's own volume store: an image can ask for those.
+    pub(crate) volume: bool,
+    /// A bind of a path that somebody named.
+    pub(crate) named_bind: bool,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+impl Target {
+    /// An image can declare `VOLUME /etc`; that lifts no read-only path.
+    fn beneath_read_only(&self, read_only: &[String]) -> bool {
+        self.volume
+            && read_only.iter().any(|path| {
+                // /var and /run are readable as a whole and hold data.
+                !matches!(path.as_str(), "/var" | "/run")
+                    && (beneath(&self.target, path) || beneath(path, &self.target))
+            })
+    }
+}
+
+/// Bind and tmpfs mounts of the spec, without the ones every container has.
+pub(crate) fn mount_targets(spec: &Spec, host: &HostFacts) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for (n, mount) in spec.mounts().iter().flatten().enumerate() {
+        let target = mount.destination().display().to_string();
+        let typ = mount.typ().as_deref().unwrap_or("none");
+        let options = mount.options().as_deref().unwrap_or_default();
+        let has = |wanted: &str| options.iter().any(|option| option == wanted);
+        let bind = typ == "bind" || has("bind") || has("rbind");
+        if !bind && typ != "tmpfs" {
+            continue;
+        }
+        if ["/proc", "/sys", "/dev"].iter().any(|special| beneath(&target, special)) {
+            continue;
+        }
+        let fact = host.mounts.get(n).cloned().unwrap_or_default();
+        let mut parts = fact.source.rsplit('/');
+        let volume = bind && parts.next() == Some("_data") && parts.nth(1) == Some("volumes");
+        let engine_file =
+            ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"].contains(&target.as_str());
+        targets.push(Target {
+            read_only: has("ro") || engine_file,
+            volume,
+            named_bind: bind && !volume && !engine_file,
+            uid: fact.uid,
+            gid: fact.gid,
+            target,
+        });
+    }
+    targets
+}
+
+#[cfg(test)]
+mod tests;

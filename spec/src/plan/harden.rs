@@ -1,0 +1,151 @@
+//! The part of the plan that libcontainer carries out, written into the spec.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{
+    LinuxCapabilities, LinuxPids, LinuxResources, Mount, MountBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+};
+
+use super::Plan;
+
+/// Writes `plan` into `spec`. `rootfs` is the absolute path of the image's
+/// root on the host, `cgroups_path` what to use where the engine named none.
+pub fn harden(
+    mut spec: Spec,
+    plan: &Plan,
+    rootfs: &str,
+    cgroups_path: &str,
+    cgroup_v1: bool,
+) -> Spec {
+    normalise(&mut spec, cgroups_path);
+    if !plan.confined {
+        return spec;
+    }
+    if let Some(process) = spec.process_mut() {
+        set_user(process, plan.identity.uid, plan.identity.gid);
+        let asked = process.env().clone().unwrap_or_default();
+        process.set_env(Some(plan.environment(&asked, Some(&plan.identity.home))));
+        restrict(process, plan.nofile);
+    }
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for path in &plan.read_only_mounts {
+        mounts.extend(read_only_mount(rootfs, path));
+    }
+    spec.set_mounts(Some(mounts));
+    if let Some(linux) = spec.linux_mut() {
+        let mut masked = linux.masked_paths().clone().unwrap_or_default();
+        let mut read_only = linux.readonly_paths().clone().unwrap_or_default();
+        masked.extend(plan.masked.iter().cloned());
+        read_only.extend(
+            ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+                .map(str::to_owned),
+        );
+        if cgroup_v1 {
+            // libcontainer leaves cgroup v1 mounts writable (mount.rs).
+            masked.push("/sys/fs/cgroup/systemd".to_owned());
+            read_only.extend(CGROUP_V1.iter().map(|name| format!("/sys/fs/cgroup/{name}")));
+        }
+        dedup(&mut masked);
+        dedup(&mut read_only);
+        read_only.retain(|path| !masked.contains(path));
+        linux.set_masked_paths(Some(masked));
+        linux.set_readonly_paths(Some(read_only));
+        let mut resources = linux.resources().clone().unwrap_or_else(LinuxResources::default);
+        let mut pids = LinuxPids::default();
+        pids.set_limit(plan.pids);
+        resources.set_pids(Some(pids));
+        linux.set_resources(Some(resources));
+    }
+    spec
+}
+
+const CGROUP_V1: [&str; 15] = [
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpu,cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "net_cls",
+    "net_prio",
+    "net_cls,net_prio",
+    "perf_event",
+    "pids",
+    "rdma",
+];
+
+/// What libcontainer would reject or misread, for any policy.
+fn normalise(spec: &mut Spec, cgroups_path: &str) {
+    if let Some(linux) = spec.linux_mut() {
+        let propagation = linux.rootfs_propagation().as_deref().map(|word| match word {
+            "rslave" => "slave",
+            "rprivate" => "private",
+            "rshared" => "shared",
+            "runbindable" => "unbindable",
+            other => other,
+        });
+        let propagation = propagation.map(str::to_owned);
+        linux.set_rootfs_propagation(propagation);
+        if linux.cgroups_path().as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
+            linux.set_cgroups_path(Some(PathBuf::from(cgroups_path)));
+        }
+        // Installed by our executor, for exec too.
+        linux.set_seccomp(None);
+    }
+}
+
+/// Empties every capability set, forbids new privileges, sets the limits.
+pub(super) fn restrict(process: &mut Process, nofile: u64) {
+    let mut none = LinuxCapabilities::default();
+    none.set_bounding(Some(std::collections::HashSet::default()));
+    none.set_effective(Some(std::collections::HashSet::default()));
+    none.set_inheritable(Some(std::collections::HashSet::default()));
+    none.set_permitted(Some(std::collections::HashSet::default()));
+    none.set_ambient(Some(std::collections::HashSet::default()));
+    process.set_capabilities(Some(none));
+    process.set_no_new_privileges(Some(true));
+    let mut limits: Vec<PosixRlimit> = process.rlimits().clone().unwrap_or_default();
+    let open_files = limits
+        .iter()
+        .find(|limit| limit.typ() == PosixRlimitType::RlimitNofile)
+        .map_or((nofile, nofile), |limit| (limit.soft().min(nofile), limit.hard().min(nofile)));
+    limits.retain(|limit| {
+        !matches!(limit.typ(), PosixRlimitType::RlimitNofile | PosixRlimitType::RlimitCore)
+    });
+    limits.extend(rlimit(PosixRlimitType::RlimitNofile, open_files));
+    limits.extend(rlimit(PosixRlimitType::RlimitCore, (0, 0)));
+    process.set_rlimits(Some(limits));
+}
+
+fn rlimit(typ: PosixRlimitType, (soft, hard): (u64, u64)) -> Option<PosixRlimit> {
+    PosixRlimitBuilder::default().typ(typ).soft(soft).hard(hard).build().ok()
+}
+
+/// Sets the identity; supplementary groups are cleared.
+pub(super) fn set_user(process: &mut Process, uid: u32, gid: u32) {
+    let mut user = process.user().clone();
+    user.set_uid(uid);
+    user.set_gid(gid);
+    user.set_additional_gids(None);
+    user.set_username(None);
+    process.set_user(user);
+}
+
+fn read_only_mount(rootfs: &str, path: &str) -> Option<Mount> {
+    MountBuilder::default()
+        .destination(path)
+        .typ("bind")
+        .source(format!("{rootfs}{path}"))
+        .options(["rbind", "ro", "nodev", "nosuid"].map(str::to_owned).to_vec())
+        .build()
+        .ok()
+}
+
+fn dedup(paths: &mut Vec<String>) {
+    let mut seen = std::collections::HashSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+}

@@ -1,0 +1,241 @@
+//! Who a container's processes run as. Root is mapped, never kept silently.
+
+use oci_spec::runtime::Spec;
+
+use super::{HostFacts, ImageView, Refusal, Refusals, RunAs, beneath, mount_targets};
+use crate::control::{WORKER_UID_BASE, WORKER_UID_END};
+use crate::policy::{Identity, Policy};
+
+/// Identity of a root image without a better one.
+const FALLBACK_ID: u32 = 10_001;
+/// Owners of workspaces below this id are system accounts, not people.
+const FIRST_PERSON: u32 = 1000;
+
+/// One line of an image's passwd file.
+#[derive(Debug, PartialEq, Eq)]
+struct Account {
+    name: String,
+    uid: u32,
+    gid: u32,
+    home: String,
+}
+
+pub(super) fn resolve(
+    spec: &Spec,
+    policy: &Policy,
+    image: &dyn ImageView,
+    host: &HostFacts,
+    refusals: &mut Refusals,
+) -> Option<RunAs> {
+    let Some(process) = spec.process() else {
+        refusals.add(
+            "user",
+            "the spec has no process".to_owned(),
+            "give config.json a process section",
+        );
+        return None;
+    };
+    let accounts = accounts(&image.read("/etc/passwd").unwrap_or_default());
+    let asked = process.user();
+    let extra = asked.additional_gids().as_deref();
+    if let Err(refusal) = check_worker_range(asked.uid(), asked.gid(), extra) {
+        refusals.0.push(refusal);
+        return None;
+    }
+    let named = match &policy.process.user {
+        Some(identity) => Some(from_policy(identity, &accounts, refusals)?),
+        None => None,
+    };
+    let chosen = match named {
+        Some(account) => Choice {
+            origin: "run_as_user of the policy",
+            mapped: asked.uid() != account.0,
+            account,
+        },
+        None if asked.uid() != 0 || policy.options.allow_root => Choice {
+            origin: "the image or --user",
+            mapped: false,
+            account: (asked.uid(), asked.gid()),
+        },
+        None => root_replacement(spec, host, &accounts),
+    };
+    let (uid, mut gid) = chosen.account;
+    if let Some(group) = &policy.process.group {
+        gid = group_id(group, image, refusals)?;
+    }
+    // Group 0 opens files that images leave group-writable for root.
+    let mapped_group = gid == 0 && uid != 0;
+    if mapped_group {
+        gid = accounts
+            .iter()
+            .find(|account| account.uid == uid && account.gid != 0)
+            .map_or(uid, |account| account.gid);
+    }
+    if let Err(refusal) = check_worker_range(uid, gid, None) {
+        refusals.0.push(refusal);
+        return None;
+    }
+    let mapped = chosen.mapped || mapped_group;
+    let home =
+        home(uid, &accounts, image, process.env().as_deref().unwrap_or_default(), chosen.mapped);
+    Some(RunAs { uid, gid, home, mapped, origin: chosen.origin.to_owned() })
+}
+
+struct Choice {
+    account: (u32, u32),
+    origin: &'static str,
+    mapped: bool,
+}
+
+fn root_replacement(spec: &Spec, host: &HostFacts, accounts: &[Account]) -> Choice {
+    let cwd = spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();
+    let binds = mount_targets(spec, host);
+    let person = |path: &str| {
+        binds
+            .iter()
+            .filter(|mount| mount.named_bind && beneath(path, &mount.target))
+            .max_by_key(|mount| mount.target.len())
+            .filter(|mount| {
+                mount.uid >= FIRST_PERSON && mount.uid != u32::MAX && mount.gid != u32::MAX
+            })
+            .filter(|mount| check_worker_range(mount.uid, mount.gid, None).is_ok())
+            .map(|mount| (mount.uid, mount.gid))
+    };
+    if let Some(account) = person(&cwd).or_else(|| person("/sandbox")) {
+        return Choice {
+            account,
+            origin: "root is mapped to the owner of the mounted workspace",
+            mapped: true,
+        };
+    }
+    let sandbox = accounts.iter().find(|account| account.name == "sandbox" && account.uid != 0);
+    if let Some(account) = sandbox {
+        return Choice {
+            account: (account.uid, account.gid),
+            origin: "root is mapped to the image's user sandbox",
+            mapped: true,
+        };
+    }
+    Choice {
+        account: (FALLBACK_ID, FALLBACK_ID),
+        origin: "root is mapped to a fixed unprivileged user",
+        mapped: true,
+    }
+}
+
+fn from_policy(
+    identity: &Identity,
+    accounts: &[Account],
+    refusals: &mut Refusals,
+) -> Option<(u32, u32)> {
+    match identity {
+        Identity::Id(uid) => {
+            let known = accounts.iter().find(|account| account.uid == *uid);
+            Some((*uid, known.map_or(*uid, |account| account.gid)))
+        }
+        Identity::Name(name) => {
+            let known = accounts.iter().find(|account| account.name == *name);
+            match known {
+                Some(account) if account.uid != 0 => Some((account.uid, account.gid)),
+                Some(_) => {
+                    // An image's passwd file may call uid 0 anything.
+                    Some((FALLBACK_ID, FALLBACK_ID))
+                }
+                None => {
+                    refusals.add(
+                        "user",
+                        format!(
+                            "the policy says `run_as_user: {name}`, and the image has no such user"
+                        ),
+                        "add the user to the image, or write a number in the policy",
+                    );
+                    None
+                }
+            }
+        }
+    }
+}
+
+fn group_id(group: &Identity, image: &dyn ImageView, refusals: &mut Refusals) -> Option<u32> {
+    match group {
+        Identity::Id(gid) => Some(*gid),
+        Identity::Name(name) => {
+            let text = image.read("/etc/group").unwrap_or_default();
+            let found = text.lines().find_map(|line| {
+                let mut fields = line.split(':');
+                (fields.next() == Some(name))
+                    .then(|| fields.nth(1).and_then(|gid| gid.parse().ok()))?
+            });
+            if found.is_none() {
+                refusals.add(
+                    "user",
+                    format!(
+                        "the policy says `run_as_group: {name}`, and the image has no such group"
+                    ),
+                    "add the group to the image, or write a number in the policy",
+                );
+            }
+            found
+        }
+    }
+}
+
+/// HOME of the effective user: what the engine said when nobody was mapped,
+/// else the account's own home where it exists and is the user's, else
+/// /sandbox.
+fn home(
+    uid: u32,
+    accounts: &[Account],
+    image: &dyn ImageView,
+    env: &[String],
+    mapped: bool,
+) -> String {
+    let said = env.iter().rev().find_map(|entry| entry.strip_prefix("HOME="));
+    if let (Some(said), false) = (said, mapped) {
+        return said.to_owned();
+    }
+    accounts
+        .iter()
+        .find(|account| account.uid == uid)
+        .map(|account| account.home.clone())
+        .filter(|home| {
+            let own =
+                uid == 0 || image.look(home).is_some_and(|fact| fact.directory && fact.uid == uid);
+            home.starts_with('/') && (own || (mapped && home == "/sandbox"))
+        })
+        .unwrap_or_else(|| "/sandbox".to_owned())
+}
+
+/// Identities of the proxies' workers must not be a container's: files and
+/// signals go by uid.
+pub(super) fn check_worker_range(uid: u32, gid: u32, extra: Option<&[u32]>) -> Result<(), Refusal> {
+    let range = WORKER_UID_BASE..WORKER_UID_END;
+    let own = [uid, gid];
+    let taken = own.iter().chain(extra.unwrap_or_default()).find(|id| range.contains(id));
+    taken.map_or(Ok(()), |id| {
+        Err(Refusal {
+            step: "user",
+            cause: format!("the id {id} belongs to nemoclaw's proxies"),
+            fix: format!("choose one outside {WORKER_UID_BASE} to {}", WORKER_UID_END - 1),
+        })
+    })
+}
+
+fn accounts(text: &str) -> Vec<Account> {
+    text.lines()
+        .take(10_000)
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?.to_owned();
+            let uid = fields.nth(1)?.parse().ok()?;
+            let gid = fields.next()?.parse().ok()?;
+            let home = fields.nth(1)?.to_owned();
+            (!name.is_empty() && uid != u32::MAX && gid != u32::MAX).then_some(Account {
+                name,
+                uid,
+                gid,
+                home,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,548 @@
+//! System call filters: the engine's profile and ours, compiled to BPF.
+//!
+//! The kernel runs every installed filter and takes the strictest answer
+//! (seccomp(2)); between two errno answers the filter installed last wins.
+//! So the engine's program goes last, with a prologue that answers `ENOSYS`
+//! to system calls newer than its profile, which libc takes as "old kernel".
+
+use std::collections::BTreeMap;
+
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
+};
+use syscalls::Sysno;
+
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+const EPROTONOSUPPORT: u32 = 93;
+const EAFNOSUPPORT: u32 = 97;
+
+/// Why a filter cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidFilter {
+    /// The profile wants an action we cannot give.
+    #[error(
+        "the profile answers `{syscall}` with {action}, which nemoclaw does not support; use a profile without it"
+    )]
+    Action {
+        /// The first system call of the rule.
+        syscall: String,
+        /// The action.
+        action: String,
+    },
+    /// The compiler refused the rules.
+    #[error("the filter does not compile: {why}")]
+    Compile {
+        /// The compiler's reason.
+        why: String,
+    },
+    /// The machine is not one of x86_64, aarch64 and riscv64.
+    #[error("there is no filter for {arch}")]
+    Arch {
+        /// The machine.
+        arch: String,
+    },
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// One line of our filter: a system call, when it is refused, and why.
+struct Entry {
+    syscall: &'static str,
+    /// Any of these makes it a match; empty means always.
+    when: &'static [Argument],
+}
+
+/// A condition on one 32-bit argument.
+enum Argument {
+    Is(u8, u64),
+    HasBits(u8, u64),
+}
+
+const NEW_NAMESPACES: &[Argument] = &[
+    Argument::HasBits(0, 0x0000_0080), // CLONE_NEWTIME (unshare only; an exit signal bit in clone)
+    Argument::HasBits(0, 0x0002_0000), // CLONE_NEWNS
+    Argument::HasBits(0, 0x0200_0000), // CLONE_NEWCGROUP
+    Argument::HasBits(0, 0x0400_0000), // CLONE_NEWUTS
+    Argument::HasBits(0, 0x0800_0000), // CLONE_NEWIPC
+    Argument::HasBits(0, 0x1000_0000), // CLONE_NEWUSER
+    Argument::HasBits(0, 0x2000_0000), // CLONE_NEWPID
+    Argument::HasBits(0, 0x4000_0000), // CLONE_NEWNET
+];
+
+const fn always(syscall: &'static str) -> Entry {
+    Entry { syscall, when: &[] }
+}
+
+/// Refused with `EPERM`: callers expect to lack the right.
+const REFUSED: &[Entry] = &[
+    // Namespaces give capabilities over new kernel surface.
+    Entry { syscall: "unshare", when: NEW_NAMESPACES },
+    Entry { syscall: "clone", when: NEW_NAMESPACES },
+    always("setns"),
+    // Mounting changes what read-only and Landlock mean.
+    always("mount"),
+    always("umount2"),
+    always("pivot_root"),
+    always("move_mount"),
+    always("open_tree"),
+    always("fsopen"),
+    always("fsconfig"),
+    always("fsmount"),
+    always("fspick"),
+    always("mount_setattr"),
+    always("open_by_handle_at"),
+    // Reaching into other processes borrows their network identity.
+    always("ptrace"),
+    always("process_vm_readv"),
+    always("process_vm_writev"),
+    always("pidfd_getfd"),
+    always("kcmp"),
+    // Kernel attack surface without a use in a sandbox.
+    always("bpf"),
+    always("perf_event_open"),
+    always("userfaultfd"),
+    always("fanotify_init"),
+    always("lookup_dcookie"),
+    always("nfsservctl"),
+    // Key rings are not namespaced.
+    always("keyctl"),
+    always("add_key"),
+    always("request_key"),
+    // The host's own state.
+    always("kexec_load"),
+    always("kexec_file_load"),
+    always("init_module"),
+    always("finit_module"),
+    always("delete_module"),
+    always("create_module"),
+    always("iopl"),
+    always("ioperm"),
+    always("swapon"),
+    always("swapoff"),
+    always("reboot"),
+    always("acct"),
+    always("quotactl"),
+    always("quotactl_fd"),
+    always("settimeofday"),
+    always("clock_settime"),
+    always("vhangup"),
+    // Typing into the terminal that the operator looks at (CVE-2017-5226).
+    Entry { syscall: "ioctl", when: &[Argument::Is(1, 0x5412), Argument::Is(1, 0x541c)] },
+    // PR_SET_MM moves /proc/self/exe, by which programs are told apart.
+    Entry { syscall: "prctl", when: &[Argument::Is(0, 35)] },
+];
+
+/// Refused with `ENOSYS`: libraries then take their older way.
+const UNKNOWN: &[Entry] = &[
+    // Flags sit in memory, where a filter cannot read them; libc uses clone.
+    always("clone3"),
+    // Its sockets are opened by the kernel, past the rules on socket(2).
+    always("io_uring_setup"),
+    always("io_uring_enter"),
+    always("io_uring_register"),
+];
+
+/// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; the rest (AF_VSOCK, AF_ALG,
+/// AF_PACKET, AF_XDP, ...) has ways out that no netfilter rule sees.
+const SOCKET_DOMAINS: [u64; 4] = [1, 2, 10, 16];
+
+/// Our filter: programs in the order in which they are to be installed.
+///
+/// # Errors
+/// [`InvalidFilter`] where the rules do not compile for this machine.
+pub fn ours() -> Result<Vec<BpfProgram>, InvalidFilter> {
+    let mut domains = Rules::new();
+    let unlisted = SOCKET_DOMAINS
+        .iter()
+        .map(|&domain| dword(0, SeccompCmpOp::Ne, domain))
+        .collect::<Result<_, _>>()?;
+    add(&mut domains, "socket", Some(unlisted))?;
+    let mut netlink = Rules::new();
+    // NETLINK_ROUTE (0) is what getifaddrs(3) and Node need.
+    let other = vec![dword(0, SeccompCmpOp::Eq, 16)?, dword(2, SeccompCmpOp::Ne, 0)?];
+    add(&mut netlink, "socket", Some(other))?;
+    Ok(vec![
+        compile(table(UNKNOWN)?, SeccompAction::Allow, SeccompAction::Errno(ENOSYS))?,
+        compile(table(REFUSED)?, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
+        compile(domains, SeccompAction::Allow, SeccompAction::Errno(EAFNOSUPPORT))?,
+        compile(netlink, SeccompAction::Allow, SeccompAction::Errno(EPROTONOSUPPORT))?,
+        x32_guard(),
+    ])
+}
+
+fn table(entries: &[Entry]) -> Result<Rules, InvalidFilter> {
+    let mut rules = Rules::new();
+    for entry in entries {
+        if entry.when.is_empty() {
+            add(&mut rules, entry.syscall, None)?;
+        }
+        for argument in entry.when {
+            // The low byte of clone's flags is the exit signal, not CLONE_NEWTIME.
+            if entry.syscall == "clone" && matches!(argument, Argument::HasBits(_, 0x80)) {
+                continue;
+            }
+            let condition = match *argument {
+                Argument::Is(index, value) => dword(index, SeccompCmpOp::Eq, value)?,
+                Argument::HasBits(index, bits) => dword(index, SeccompCmpOp::MaskedEq(bits), bits)?,
+            };
+            add(&mut rules, entry.syscall, Some(vec![condition]))?;
+        }
+    }
+    Ok(rules)
+}
+
+fn dword(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, InvalidFilter> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value).map_err(failed)
+}
+
+/// Adds one alternative for `syscall`; `None` is "whatever the arguments".
+/// Names this machine does not have are skipped.
+fn add(
+    rules: &mut Rules,
+    syscall: &str,
+    conditions: Option<Vec<SeccompCondition>>,
+) -> Result<bool, InvalidFilter> {
+    let Ok(number) = syscall.parse::<Sysno>() else { return Ok(false) };
+    let number = i64::from(number.id());
+    match conditions {
+        None => {
+            rules.insert(number, Vec::new());
+        }
+        Some(conditions) => {
+            let rule = SeccompRule::new(conditions).map_err(failed)?;
+            match rules.entry(number) {
+                std::collections::btree_map::Entry::Vacant(slot) => {
+                    slot.insert(vec![rule]);
+                }
+                // An empty list already means every call.
+                std::collections::btree_map::Entry::Occupied(mut slot)
+                    if !slot.get().is_empty() =>
+                {
+                    slot.get_mut().push(rule);
+                }
+                std::collections::btree_map::Entry::Occupied(_) => {}
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn compile(
+    rules: Rules,
+    otherwise: SeccompAction,
+    then: SeccompAction,
+) -> Result<BpfProgram, InvalidFilter> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)
+        .map_err(|_unknown| InvalidFilter::Arch { arch: std::env::consts::ARCH.to_owned() })?;
+    SeccompFilter::new(rules, otherwise, then, arch)
+        .and_then(TryInto::<BpfProgram>::try_into)
+        .map_err(failed)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
+fn failed(error: impl std::error::Error) -> InvalidFilter {
+    InvalidFilter::Compile { why: error.to_string() }
+}
+
+// linux/bpf_common.h, linux/seccomp.h.
+const LOAD_NUMBER: sock_filter = sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 };
+const RETURN_ALLOW: sock_filter = sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x7fff_0000 };
+const RETURN_ENOSYS: sock_filter =
+    sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x0005_0000 | ENOSYS };
+
+/// If the system call's number is above `k`, the next instruction; else skip it.
+const fn unless_above(k: u32) -> sock_filter {
+    sock_filter { code: 0x25, jt: 0, jf: 1, k }
+}
+
+/// The x32 ABI has the architecture of x86_64 and numbers of its own from
+/// 0x40000000, which would pass every rule written by number.
+fn x32_guard() -> BpfProgram {
+    vec![LOAD_NUMBER, unless_above(0x3fff_ffff), RETURN_ENOSYS, RETURN_ALLOW]
+}
+
+/// The engine's profile: programs in the order in which they are to be
+/// installed.
+///
+/// # Errors
+/// [`InvalidFilter`] for actions that need a tracer or a listener, or rules
+/// that do not compile.
+pub fn engine(profile: &LinuxSeccomp) -> Result<Vec<BpfProgram>, InvalidFilter> {
+    let default = action(profile.default_action(), profile.default_errno_ret(), "the default")?;
+    let mut by_action: Vec<(SeccompAction, Rules)> = Vec::new();
+    // Everything that is not answered by the default passes the last program.
+    let mut passing = Rules::new();
+    let mut newest = 0;
+    for entry in profile.syscalls().iter().flatten() {
+        let first = entry.names().first().map_or("", String::as_str);
+        let answer = action(entry.action(), entry.errno_ret(), first)?;
+        for name in entry.names() {
+            if let Ok(number) = name.parse::<Sysno>() {
+                newest = newest.max(number.id().unsigned_abs());
+            }
+            if answer == default {
+                continue;
+            }
+            for conditions in alternatives(entry.args().as_deref().unwrap_or_default())? {
+                add(&mut passing, name, conditions.clone())?;
+                if answer != SeccompAction::Allow {
+                    let index = by_action.iter().position(|(known, _)| *known == answer);
+                    let index = index.unwrap_or_else(|| {
+                        by_action.push((answer.clone(), Rules::new()));
+                        by_action.len() - 1
+                    });
+                    if let Some((_, rules)) = by_action.get_mut(index) {
+                        add(rules, name, conditions)?;
+                    }
+                }
+            }
+        }
+    }
+    let mut programs = Vec::new();
+    for (answer, rules) in by_action {
+        programs.push(compile(rules, SeccompAction::Allow, answer)?);
+    }
+    if default != SeccompAction::Allow {
+        let mut program = vec![LOAD_NUMBER, unless_above(newest.max(MINIMUM_KNOWN)), RETURN_ENOSYS];
+        program.extend(compile(passing, default, SeccompAction::Allow)?);
+        programs.push(program);
+    }
+    Ok(programs)
+}
+
+/// A profile of a few calls must not turn everything else into `ENOSYS`.
+const MINIMUM_KNOWN: u32 = 450;
+
+fn action(
+    action: LinuxSeccompAction,
+    errno: Option<u32>,
+    syscall: &str,
+) -> Result<SeccompAction, InvalidFilter> {
+    Ok(match action {
+        LinuxSeccompAction::ScmpActAllow => SeccompAction::Allow,
+        LinuxSeccompAction::ScmpActErrno => SeccompAction::Errno(errno.unwrap_or(EPERM)),
+        // Without a tracer the kernel answers ENOSYS (seccomp(2)).
+        LinuxSeccompAction::ScmpActTrace => SeccompAction::Errno(ENOSYS),
+        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => {
+            SeccompAction::KillThread
+        }
+        LinuxSeccompAction::ScmpActKillProcess => SeccompAction::KillProcess,
+        LinuxSeccompAction::ScmpActTrap => SeccompAction::Trap,
+        LinuxSeccompAction::ScmpActLog => SeccompAction::Log,
+        LinuxSeccompAction::ScmpActNotify => {
+            return Err(InvalidFilter::Action {
+                syscall: syscall.escape_debug().to_string(),
+                action: "SCMP_ACT_NOTIFY".to_owned(),
+            });
+        }
+    })
+}
+
+/// The alternatives one profile entry stands for. As in libseccomp's users,
+/// conditions on one argument index twice mean "or", otherwise "and".
+fn alternatives(
+    args: &[LinuxSeccompArg],
+) -> Result<Vec<Option<Vec<SeccompCondition>>>, InvalidFilter> {
+    if args.is_empty() {
+        return Ok(vec![None]);
+    }
+    let mut seen = Vec::new();
+    let mut repeated = false;
+    let mut conditions = Vec::new();
+    for arg in args {
+        repeated |= seen.contains(&arg.index());
+        seen.push(arg.index());
+        let index = u8::try_from(arg.index()).unwrap_or(u8::MAX);
+        let (op, value) = match arg.op() {
+            LinuxSeccompOperator::ScmpCmpNe => (SeccompCmpOp::Ne, arg.value()),
+            LinuxSeccompOperator::ScmpCmpLt => (SeccompCmpOp::Lt, arg.value()),
+            LinuxSeccompOperator::ScmpCmpLe => (SeccompCmpOp::Le, arg.value()),
+            LinuxSeccompOperator::ScmpCmpEq => (SeccompCmpOp::Eq, arg.value()),
+            LinuxSeccompOperator::ScmpCmpGe => (SeccompCmpOp::Ge, arg.value()),
+            LinuxSeccompOperator::ScmpCmpGt => (SeccompCmpOp::Gt, arg.value()),
+            LinuxSeccompOperator::ScmpCmpMaskedEq => {
+                (SeccompCmpOp::MaskedEq(arg.value()), arg.value_two().unwrap_or_default())
+            }
+        };
+        conditions.push(
+            SeccompCondition::new(index, SeccompCmpArgLen::Qword, op, value).map_err(failed)?,
+        );
+    }
+    if repeated {
+        return Ok(conditions.into_iter().map(|condition| Some(vec![condition])).collect());
+    }
+    Ok(vec![Some(conditions)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a program over one system call, as the kernel would.
+    fn run(program: &[sock_filter], number: u32, args: [u64; 6]) -> u32 {
+        let arch: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+        let mut data = vec![0_u8; 64];
+        data[0..4].copy_from_slice(&number.to_le_bytes());
+        data[4..8].copy_from_slice(&arch.to_le_bytes());
+        for (n, arg) in args.iter().enumerate() {
+            data[16 + 8 * n..24 + 8 * n].copy_from_slice(&arg.to_le_bytes());
+        }
+        let (mut pc, mut a) = (0_usize, 0_u32);
+        loop {
+            let i = &program[pc];
+            pc += 1;
+            match i.code {
+                0x20 => a = u32::from_le_bytes(data[i.k as usize..][..4].try_into().unwrap()),
+                0x54 => a &= i.k,
+                0x05 => pc += i.k as usize,
+                0x15 => pc += usize::from(if a == i.k { i.jt } else { i.jf }),
+                0x25 => pc += usize::from(if a > i.k { i.jt } else { i.jf }),
+                0x35 => pc += usize::from(if a >= i.k { i.jt } else { i.jf }),
+                0x06 => return i.k,
+                other => panic!("unknown instruction {other:#x}"),
+            }
+        }
+    }
+
+    /// The kernel's answer over several programs, installed in order.
+    fn answer(programs: &[BpfProgram], syscall: &str, args: [u64; 6]) -> u32 {
+        let number = syscall.parse::<Sysno>().unwrap().id().unsigned_abs();
+        answer_to(programs, number, args)
+    }
+
+    fn answer_to(programs: &[BpfProgram], number: u32, args: [u64; 6]) -> u32 {
+        let strictness = |value: u32| (value & 0xffff_0000).cast_signed();
+        programs
+            .iter()
+            .rev()
+            .map(|program| run(program, number, args))
+            .reduce(|kept, next| if strictness(next) < strictness(kept) { next } else { kept })
+            .unwrap()
+    }
+
+    const ALLOW: u32 = 0x7fff_0000;
+    const ERRNO: u32 = 0x0005_0000;
+
+    #[test]
+    fn ours_refuses_what_the_table_says() {
+        let programs = ours().unwrap();
+        for entry in REFUSED.iter().filter(|entry| entry.when.is_empty()) {
+            if entry.syscall.parse::<Sysno>().is_ok() {
+                assert_eq!(
+                    answer(&programs, entry.syscall, [0; 6]),
+                    ERRNO | EPERM,
+                    "{}",
+                    entry.syscall
+                );
+            }
+        }
+        for entry in UNKNOWN {
+            assert_eq!(
+                answer(&programs, entry.syscall, [0; 6]),
+                ERRNO | ENOSYS,
+                "{}",
+                entry.syscall
+            );
+        }
+        for (name, args) in [
+            ("unshare", [0x1000_0000, 0, 0, 0, 0, 0]),
+            ("unshare", [0x80, 0, 0, 0, 0, 0]),
+            ("clone", [0x4000_0011, 0, 0, 0, 0, 0]),
+            ("ioctl", [0, 0x5412, 0, 0, 0, 0]),
+            ("ioctl", [0, 0xffff_ffff_0000_5412, 0, 0, 0, 0]),
+            ("ioctl", [0, 0x541c, 0, 0, 0, 0]),
+            ("prctl", [35, 0, 0, 0, 0, 0]),
+        ] {
+            assert_eq!(answer(&programs, name, args), ERRNO | EPERM, "{name} {args:x?}");
+        }
+    }
+
+    #[test]
+    fn ours_leaves_ordinary_programs_alone() {
+        let programs = ours().unwrap();
+        for (name, args) in [
+            ("read", [0; 6]),
+            ("execve", [0; 6]),
+            ("clone", [0x0120_0011, 0, 0, 0, 0, 0]),
+            ("clone", [0x3d_0f00, 0, 0, 0, 0, 0]),
+            ("unshare", [0x400, 0, 0, 0, 0, 0]),
+            ("memfd_create", [0; 6]),
+            ("ioctl", [0, 0x5401, 0, 0, 0, 0]),
+            ("socket", [1, 1, 0, 0, 0, 0]),
+            ("socket", [2, 1, 6, 0, 0, 0]),
+            ("socket", [10, 2, 17, 0, 0, 0]),
+            ("socket", [16, 3, 0, 0, 0, 0]),
+            ("prctl", [38, 1, 0, 0, 0, 0]),
+        ] {
+            assert_eq!(answer(&programs, name, args), ALLOW, "{name} {args:x?}");
+        }
+    }
+
+    #[test]
+    fn other_address_families_are_refused() {
+        let programs = ours().unwrap();
+        for domain in [0, 3, 17, 38, 40, 44, 0x1_0000_0028] {
+            assert_eq!(
+                answer(&programs, "socket", [domain, 1, 0, 0, 0, 0]),
+                ERRNO | EAFNOSUPPORT,
+                "{domain}"
+            );
+        }
+        assert_eq!(answer(&programs, "socket", [16, 3, 9, 0, 0, 0]), ERRNO | EPROTONOSUPPORT);
+    }
+
+    #[test]
+    fn x32_numbers_do_not_exist() {
+        assert_eq!(answer_to(&ours().unwrap(), 0x4000_0000, [0; 6]), ERRNO | ENOSYS);
+    }
+
+    fn profile(json: &str) -> LinuxSeccomp {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn an_engine_profile_keeps_its_meaning() {
+        let programs = engine(&profile(
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":1,"syscalls":[
+                {"names":["read","execve","futex_waitv"],"action":"SCMP_ACT_ALLOW"},
+                {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":8,"op":"SCMP_CMP_EQ"}]},
+                {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":0,"op":"SCMP_CMP_EQ"}]},
+                {"names":["clone"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}]},
+                {"names":["clone3"],"action":"SCMP_ACT_ERRNO","errnoRet":38}]}"#,
+        ))
+        .unwrap();
+        assert_eq!(answer(&programs, "read", [0; 6]), ALLOW);
+        assert_eq!(answer(&programs, "write", [0; 6]), ERRNO | EPERM);
+        assert_eq!(answer(&programs, "personality", [8, 0, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(answer(&programs, "personality", [9, 0, 0, 0, 0, 0]), ERRNO | EPERM);
+        assert_eq!(answer(&programs, "clone", [0x11, 0, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(answer(&programs, "clone", [0x1000_0011, 0, 0, 0, 0, 0]), ERRNO | EPERM);
+        assert_eq!(answer(&programs, "clone3", [0; 6]), ERRNO | ENOSYS);
+        assert_eq!(answer_to(&programs, 4000, [0; 6]), ERRNO | ENOSYS);
+    }
+
+    #[test]
+    fn a_deny_list_profile_works_too() {
+        let programs = engine(&profile(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
+                {"names":["chmod"],"action":"SCMP_ACT_ERRNO","errnoRet":13},
+                {"names":["acct"],"action":"SCMP_ACT_KILL_PROCESS"}]}"#,
+        ))
+        .unwrap();
+        assert_eq!(answer(&programs, "read", [0; 6]), ALLOW);
+        assert_eq!(answer(&programs, "chmod", [0; 6]), ERRNO | 13);
+        assert_eq!(answer(&programs, "acct", [0; 6]), 0x8000_0000);
+    }
+
+    #[test]
+    fn a_listener_is_refused_by_name() {
+        let refused = engine(&profile(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}"#,
+        ))
+        .unwrap_err();
+        assert!(refused.to_string().contains("mkdir"), "{refused}");
+    }
+}
