@@ -81,6 +81,7 @@ apt_transport() {
 debootstrap_into() {
     local target=$1 suite=$2 packages=$3 line
     shift 3
+    apt_need mmdebstrap debian-archive-keyring
     local -a opts=()
     while IFS= read -r line; do
         [[ -z $line ]] || opts+=("--aptopt=$line")
@@ -98,7 +99,6 @@ debootstrap_into() {
     mkdir -p "$NEMOCLAW_WORK"
     log=$(mktemp "$NEMOCLAW_WORK/mmdebstrap-XXXXXX.log")
     [[ -z $sources ]] || from=(-)
-    apt_need mmdebstrap debian-archive-keyring
     # The hooks keep this machine's transport settings out of the result.
     # shellcheck disable=SC2016
     mmdebstrap --variant=minbase --mode=root --include="$packages" \

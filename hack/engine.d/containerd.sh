@@ -37,26 +37,34 @@ containerd_up() {
     containerd_config >"$state/config.toml"
     spawn "$run/containerd.pid" "$state/containerd.log" containerd --config "$state/config.toml"
     wait_for 30 "$run/containerd.pid" "$state/containerd.log" containerd_ctr version
+    # What a killed daemon could not remove.
+    containerd_clear
     pod_up
+}
+
+containerd_clear() {
+    local ns id
+    containerd_ctr namespaces ls -q | while read -r ns; do
+        containerd_ctr -n "$ns" tasks ls -q </dev/null | while read -r id; do
+            timeout 20 "$here/engine" exec "$engine" ctr -n "$ns" tasks rm -f "$id" >/dev/null 2>&1 </dev/null || true
+        done
+        containerd_ctr -n "$ns" containers ls -q </dev/null | while read -r id; do
+            containerd_ctr -n "$ns" containers rm "$id" >/dev/null 2>&1 </dev/null || true
+        done
+    done
 }
 
 containerd_down() {
     local ns id dir
-    if containerd_is_up; then
-        containerd_ctr namespaces ls -q | while read -r ns; do
-            containerd_ctr -n "$ns" tasks ls -q | while read -r id; do
-                timeout 20 "$here/engine" exec "$engine" ctr -n "$ns" tasks rm -f "$id" >/dev/null 2>&1 </dev/null || true
-            done
-            containerd_ctr -n "$ns" containers ls -q | while read -r id; do
-                containerd_ctr -n "$ns" containers rm "$id" >/dev/null 2>&1 </dev/null || true
-            done
-        done
-    fi
+    ! containerd_is_up || containerd_clear
     stop_pid "$run/containerd.pid" 10
     for dir in "$run"/state/io.containerd.runtime.v2.task/*/*/; do
         [[ -d $dir ]] || continue
         id=$(basename "$dir")
-        end_container "$(basename "$(dirname "$dir")")" "$id"
+        ns=$(basename "$(dirname "$dir")")
+        end_container "$ns" "$id"
+        # The runtime's own record of it; the shim's root is the same for every containerd.
+        ! space_is_up || run_inside rm -rf "/run/containerd/runc/$ns/$id"
     done
     sweep
     unmount_below "$run/state" "$state/data"

@@ -3,15 +3,14 @@
 # A dockerd with data-root, exec-root, socket and containerd of its own.
 
 docker_need() {
-    cmd_need docker docker.io
-    if [[ -z $root_suite ]]; then
-        cmd_need dockerd docker.io
-        cmd_need containerd containerd
-        cmd_need runc runc
-        cmd_need iptables iptables
-        cmd_need crun crun
-        cmd_need jq jq
-    fi
+    [[ -z $root_suite ]] || return 0
+    cmd_need dockerd docker.io
+    # From Debian 13 on the client is a package of its own.
+    cmd_need docker docker-cli
+    cmd_need containerd containerd
+    cmd_need runc runc
+    cmd_need iptables iptables
+    cmd_need crun crun
 }
 
 docker_config() {
@@ -22,7 +21,7 @@ docker_config() {
   "pidfile": "$run/docker.pid",
   "hosts": ["unix://$run/docker.sock"],
   "dns": ["203.0.113.53"],
-  "log-level": "info",
+  "exec-opts": ["native.cgroupdriver=cgroupfs"],
   "runtimes": {
     "nemoclaw": {"path": "$NEMOCLAW_DIST/nemoclaw"},
     "nemoclaw-observe": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "observe"]},
@@ -37,8 +36,11 @@ docker_is_up() {
     alive "$run/dockerd.pid" && docker_cli version >/dev/null 2>&1
 }
 
+# Another Debian brings its own client: this machine needs none for it.
 docker_cli() {
-    env -u DOCKER_CONTEXT -u DOCKER_TLS_VERIFY DOCKER_HOST="unix://$run/docker.sock" docker "$@"
+    local -a in=()
+    [[ -z $root_suite ]] || in=(run_inside)
+    "${in[@]}" env -u DOCKER_CONTEXT -u DOCKER_TLS_VERIFY DOCKER_HOST="unix://$run/docker.sock" docker "$@"
 }
 
 docker_up() {
@@ -49,17 +51,22 @@ docker_up() {
     mkdir -p "$NEMOCLAW_WORK/policy"
     spawn "$run/dockerd.pid" "$state/dockerd.log" dockerd --config-file "$state/daemon.json"
     wait_for 60 "$run/dockerd.pid" "$state/dockerd.log" docker_cli version
+    # What a killed daemon could not remove.
+    docker_clear
+}
+
+docker_clear() {
+    local id
+    docker_cli ps -aq | while read -r id; do
+        timeout 20 "$here/engine" exec "$engine" docker rm -f "$id" >/dev/null 2>&1 </dev/null || true
+    done
+    docker_cli network prune -f >/dev/null || true
 }
 
 # Containers and networks go, images and volumes stay.
 docker_down() {
     local dir
-    if docker_is_up; then
-        docker_cli ps -aq | while read -r id; do
-            DOCKER_HOST=unix://$run/docker.sock timeout 20 docker rm -f "$id" >/dev/null 2>&1 || true
-        done
-        docker_cli network prune -f >/dev/null || true
-    fi
+    ! docker_is_up || docker_clear
     stop_pid "$run/dockerd.pid" 20
     for dir in "$run"/exec/containerd/daemon/io.containerd.runtime.v2.task/moby/*/; do
         [[ ! -d $dir ]] || end_container docker "$(basename "$dir")"

@@ -27,13 +27,12 @@ if [[ -n $lower ]]; then
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
     mkdir -p "$root/run/lock"
     # A chroot is not enough: runc remounts "/", which has to be a mount point.
-    same "$NEMOCLAW_REPO" "$NEMOCLAW_WORK" "$NEMOCLAW_DIST" "$run" /tmp
+    same /tmp "$NEMOCLAW_REPO" "$NEMOCLAW_WORK" "$NEMOCLAW_DIST" "$run"
     if [[ -d /run/netns ]]; then
         mkdir -p "$root/run/netns"
         mount --rbind /run/netns "$root/run/netns"
     fi
-    rm -f "$root/etc/resolv.conf"
-    cp -L /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
+    : >"$root/etc/resolv.conf"
     mkdir -p "$root/.outside"
     cd "$root"
     pivot_root . .outside
@@ -41,6 +40,8 @@ if [[ -n $lower ]]; then
     umount -l /.outside
     rmdir /.outside
 fi
+echo 'nameserver 203.0.113.53' >"$run/resolv.conf"
+mount --bind "$run/resolv.conf" /etc/resolv.conf
 [[ $cg2 != 1 ]] || cgroup2_view
 : >"$run/ready"
 exec sleep infinity

@@ -123,10 +123,8 @@ net_up() {
     ip -n "$netns" link add upstream0 type veth peer name engine0 netns "$upns"
     ip -n "$netns" -batch - <<EOT
 addr add $server.1/24 dev upstream0
-addr add 2001:db8:113::1/64 dev upstream0 nodad
 link set upstream0 up
 route add default via $server.10
-route add default via 2001:db8:113::10
 EOT
     ip -n "$upns" -batch - <<EOT
 addr add $server.10/24 dev engine0
@@ -134,13 +132,17 @@ addr add $server.11/24 dev engine0
 addr add $server.53/24 dev engine0
 addr add 10.99.0.10/32 dev engine0
 addr add 169.254.169.254/32 dev engine0
-addr add 2001:db8:113::10/64 dev engine0 nodad
 link set engine0 up
 route add 172.16.0.0/12 via $server.1
 route add 10.88.0.0/15 via $server.1
 route add unreachable default metric 4096
 EOT
     # IPv6 may be off on this machine; the tests for it then have nothing to reach.
+    {
+        ip -n "$netns" addr add 2001:db8:113::1/64 dev upstream0 nodad
+        ip -n "$upns" addr add 2001:db8:113::10/64 dev engine0 nodad
+        ip -n "$netns" route add default via 2001:db8:113::10
+    } 2>/dev/null || true
     nsenter --net="/run/netns/$upns" sh -c \
         'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/icmp_ratelimit
          echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start'
@@ -161,17 +163,16 @@ net_env() {
 
 space_is_up() {
     [[ -e /run/netns/$netns && -e /run/netns/$upns ]] || return 1
-    [[ -z $root_suite$cg2 ]] || alive "$run/holder.pid"
+    [[ -z $holder ]] || alive "$run/holder.pid"
 }
 
 # Starts the process that holds the mount namespace, in the engine's netns.
 space_up() {
-    [[ -n $root_suite$cg2 ]] || return 0
+    [[ -n $holder ]] || return 0
     ! alive "$run/holder.pid" || return 0
     [[ -z $root_suite ]] || trixie_need
     rm -f "$run/ready"
-    setsid nsenter --net="/run/netns/$netns" \
-        unshare --mount --propagation slave \
+    setsid nsenter --net="/run/netns/$netns" unshare --mount --propagation slave \
         bash "$here/engine.d/inside.sh" "$run" "$state" "${cg2:-0}" "${root_suite:+$(trixie_root)}" \
         </dev/null >"$state/holder.log" 2>&1 9>&- &
     record $! "$run/holder.pid"
@@ -183,13 +184,10 @@ space_down() {
     stop_pid "$run/holder.pid" 5
 }
 
-# inside CMD...: argument vector prefix for the engine's namespaces, into the array `enter`.
+# enter_vector: the command prefix that enters the engine's namespaces, in `enter`.
 enter_vector() {
-    if [[ -n $root_suite$cg2 ]]; then
-        local pid
-        pid=$(pid_of "$run/holder.pid")
-        # --wd: nsenter would come out in the root of the new mount namespace.
-        enter=(nsenter --target "$pid" --mount --net --)
+    if [[ -n $holder ]]; then
+        enter=(nsenter --target "$(pid_of "$run/holder.pid")" --mount --net --)
     else
         enter=(nsenter --net="/run/netns/$netns" --)
     fi
