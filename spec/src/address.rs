@@ -33,17 +33,27 @@ pub fn unwrap(address: IpAddr) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(hh, hl, lh, ll))
     };
     match [a, b, c, d, e, f] {
-        // ::ffff:a.b.c.d, and ::a.b.c.d but for :: and ::1.
-        [0, 0, 0, 0, 0, 0xffff] => v4(g, h),
-        [0, 0, 0, 0, 0, 0] if !(g == 0 && h <= 1) => v4(g, h),
-        // ::ffff:0:a.b.c.d (RFC 2765), 64:ff9b::/96 (NAT64).
-        [0, 0, 0, 0, 0xffff, 0] | [0x64, 0xff9b, 0, 0, 0, 0] => v4(g, h),
-        // 64:ff9b:1::/48 with the usual /96 layout (RFC 8215).
-        [0x64, 0xff9b, 1, _, _, _] => v4(g, h),
+        // :: and ::1 are themselves, the rest of ::/96 is IPv4-compatible.
+        [0, 0, 0, 0, 0, 0] if g == 0 && h <= 1 => address,
+        // IPv4-compatible and IPv4-mapped (RFC 4291), translated (RFC 2765),
+        // NAT64 (RFC 6052), NAT64 of local use with its /96 layout (RFC 8215).
+        [0, 0, 0, 0, 0, 0 | 0xffff]
+        | [0, 0, 0, 0, 0xffff, 0]
+        | [0x64, 0xff9b, 0, 0, 0, 0]
+        | [0x64, 0xff9b, 1, _, _, _] => v4(g, h),
         [0x2002, high, low, _, _, _] => v4(high, low),
         // Teredo keeps the client's address inverted in the last 32 bits.
         [0x2001, 0, _, _, _, _] => v4(!g, !h),
         _ => address,
+    }
+}
+
+/// The IPv4 address inside an IPv4-mapped one (RFC 4291 section 2.5.5.2), which
+/// dual-stack sockets report; other addresses as they are.
+pub fn unwrap_mapped(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
     }
 }
 

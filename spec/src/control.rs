@@ -74,6 +74,17 @@ pub struct Member {
     pub cgroup: String,
 }
 
+/// What the engine wrote about names, before user code runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// As [`SandboxConfig::hosts`].
+    pub hosts: Vec<(IpAddr, Vec<String>)>,
+    /// As [`SandboxConfig::resolvers`].
+    pub resolvers: Vec<SocketAddr>,
+    /// As [`SandboxConfig::search`].
+    pub search: Vec<String>,
+}
+
 /// What the runtime asks of a running supervisor, one JSON line each.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -87,6 +98,9 @@ pub enum Request {
         /// The engine's id.
         id: String,
     },
+    /// The engine's name files as they are when the first container starts:
+    /// podman writes them after create.
+    Names(Names),
     /// Say who is there.
     Status,
 }
@@ -104,16 +118,19 @@ pub struct Reply {
     /// Pid of the worker, for [`Request::Status`].
     #[serde(default)]
     pub worker: i32,
+    /// Whether the sandbox only records, for [`Request::Status`].
+    #[serde(default)]
+    pub observe: bool,
 }
 
 impl Reply {
     /// It was done.
     pub fn done() -> Self {
-        Self { ok: true, error: String::new(), members: Vec::new(), worker: 0 }
+        Self { ok: true, error: String::new(), members: Vec::new(), worker: 0, observe: false }
     }
 
     /// It was not done, and why.
     pub fn failed(error: String) -> Self {
-        Self { ok: false, error, members: Vec::new(), worker: 0 }
+        Self { ok: false, error, members: Vec::new(), worker: 0, observe: false }
     }
 }

@@ -49,7 +49,7 @@ impl fmt::Display for Destination {
 }
 
 /// The process that made a connection.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Caller {
     /// Every holder of the socket. All of them must be allowed; none means the
     /// caller is unknown and is refused.
@@ -57,7 +57,7 @@ pub struct Caller {
 }
 
 /// One process as the kernel names it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Process {
     /// Its executable, as the target of `/proc/PID/exe`.
     pub binary: String,
@@ -105,6 +105,11 @@ impl Permit {
     /// The reason why not.
     pub fn check_address(&self, candidate: IpAddr) -> Result<(), Reason> {
         let real = address::unwrap(candidate);
+        // An address in another's dress would pass as the one it wraps and
+        // reach whatever translates it.
+        if real != address::unwrap_mapped(candidate) {
+            return Err(Reason::AddressNever);
+        }
         match address::classify(real) {
             AddressClass::Never => Err(Reason::AddressNever),
             _ if !self.addresses.allowed.is_empty() => {
@@ -217,6 +222,28 @@ pub enum Decision {
     Allow(Permit),
     /// Refuse.
     Deny(Denial),
+}
+
+impl Decision {
+    /// What `--policy observe` decides: everything may go, but for addresses
+    /// that may never be reached.
+    pub fn observed(intent: &Intent) -> Self {
+        if let Destination::Address { address, .. } = &intent.destination
+            && address::classify(*address) == AddressClass::Never
+        {
+            return deny(Reason::AddressNever, None);
+        }
+        Self::Allow(Permit {
+            destination: intent.destination.clone(),
+            port: intent.port,
+            rule: RuleRef {
+                key: Arc::from("observe"),
+                origin: Arc::from("--policy observe, bypassable"),
+                line: 0,
+            },
+            addresses: AddressRule { allowed: Vec::new(), private: true },
+        })
+    }
 }
 
 /// A policy prepared for fast decisions.

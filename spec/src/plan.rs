@@ -3,7 +3,7 @@
 //!
 //! [`Plan::resolve`] reads the engine's spec, the policy and facts about image
 //! and host, and answers with a plan or with every reason why there is none.
-//! [`harden`] applies the part that libcontainer carries out; the rest
+//! [`harden()`] applies the part that libcontainer carries out; the rest
 //! (Landlock, seccomp, hooks) is done by the runtime's own executor, for init
 //! and for exec alike, from the same stored plan.
 
@@ -14,12 +14,11 @@ mod refuse;
 mod toolchain;
 
 use std::fmt;
-use std::net::IpAddr;
 
 use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{LandlockMode, Policy};
+use crate::policy::{LandlockMode, NEEDED_READ_ONLY, NEEDED_READ_WRITE, Policy};
 pub use harden::harden;
 
 /// Version of the stored plan.
@@ -61,12 +60,16 @@ pub struct HostFacts {
     pub nofile_max: u64,
     /// Whether the host uses cgroup v1 controllers.
     pub cgroup_v1: bool,
+    /// Whether the number of processes can be limited (pids controller).
+    pub pids_controller: bool,
     /// One entry for each mount of the spec, in order.
     pub mounts: Vec<MountFact>,
     /// Namespaces of the spec that are the host's own although they have a path.
     pub host_namespaces: Vec<String>,
-    /// The engine's hosts file.
-    pub hosts: Vec<(IpAddr, Vec<String>)>,
+    /// Namespaces of the spec that belong to a process no sandbox of ours has.
+    pub foreign_namespaces: Vec<String>,
+    /// Whether the pid namespace is shared with a container of another sandbox.
+    pub shares_pids_beyond: bool,
 }
 
 /// What is known about the source of one mount.
@@ -84,6 +87,10 @@ pub struct MountFact {
     pub uid: u32,
     /// Group of the source.
     pub gid: u32,
+    /// Device and inode of the source, by which it is known again once mounted.
+    pub device: u64,
+    /// See `device`.
+    pub inode: u64,
 }
 
 /// Everything done to a container's processes.
@@ -111,7 +118,7 @@ pub struct Plan {
     pub masked: Vec<String>,
     /// Directories to make in the image before start.
     pub make_directories: Vec<MakeDirectory>,
-    /// Process limit of the cgroup.
+    /// Process limit of the cgroup; 0 where the operator goes without.
     pub pids: i64,
     /// Open-files limit.
     pub nofile: u64,
@@ -141,6 +148,10 @@ pub struct RunAs {
 pub struct LandlockPlan {
     /// Whether anything less than full enforcement stops the start.
     pub required: bool,
+    /// Whether signals and abstract sockets are kept within the process's own
+    /// domain (since ABI 6): the pid namespace is shared beyond the sandbox.
+    #[serde(default)]
+    pub scoped: bool,
     /// Readable and executable paths.
     pub read_only: Vec<String>,
     /// Paths that are writable too.
@@ -222,6 +233,13 @@ impl Plan {
         let mut refusals = Refusals::default();
         let mut notes = Vec::new();
         refuse::check(spec, policy, host, &mut refusals, &mut notes);
+        if !host.pids_controller && policy.options.pids > 0 {
+            refusals.add(
+                "pids",
+                "this host has no pids cgroup controller, so the number of processes cannot be limited".to_owned(),
+                "enable it (`pids` in /sys/fs/cgroup/cgroup.controllers), or write `nemoclaw: {pids: 0}` in the policy to go without a limit",
+            );
+        }
         let identity = identity::resolve(spec, policy, image, host, &mut refusals);
         let filesystem = filesystem(spec, policy, image, host, identity.as_ref(), &mut refusals);
         let (Some(identity), true) = (identity, refusals.0.is_empty()) else {
@@ -328,13 +346,12 @@ fn pids(spec: &Spec, policy: &Policy) -> i64 {
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().as_ref())
-        .and_then(|resources| resources.pids().as_ref().and_then(pids_limit))
+        .and_then(|resources| resources.pids().as_ref().map(oci_spec::runtime::LinuxPids::limit))
         .filter(|limit| *limit > 0);
+    if policy.options.pids == 0 {
+        return 0;
+    }
     asked.map_or(policy.options.pids, |limit| limit.min(policy.options.pids))
-}
-
-fn pids_limit(pids: &oci_spec::runtime::LinuxPids) -> Option<i64> {
-    Some(pids.limit())
 }
 
 struct FilesystemPlan {
@@ -358,12 +375,121 @@ fn filesystem(
     identity: Option<&RunAs>,
     refusals: &mut Refusals,
 ) -> FilesystemPlan {
+    let mounts = mount_targets(spec, host);
+    refuse_linked_mounts(&mounts, image, refusals);
+    let mounted = |path: &str| mounts.iter().any(|mount| beneath(path, &mount.path));
+    let Listed { mut read_only, mut read_write, missing, mut make_directories } =
+        listed(policy, image, &mounts, identity, refusals);
+    if policy.filesystem.named {
+        let add = |wanted: &[&str], list: &mut Vec<String>, others: &[String]| {
+            for path in wanted {
+                let known = list.iter().chain(others).any(|known| beneath(path, known));
+                if !known && (image.look(path).is_some() || engine_made(path)) {
+                    list.push((*path).to_owned());
+                }
+            }
+        };
+        add(&NEEDED_READ_ONLY, &mut read_only, &read_write);
+        add(&NEEDED_READ_WRITE, &mut read_write, &read_only);
+    }
+    for mount in &mounts {
+        let list = if mount.read_only || mount.beneath_read_only(&read_only) {
+            &mut read_only
+        } else {
+            &mut read_write
+        };
+        list.push(mount.path.clone());
+    }
+    if let Some(identity) = identity {
+        if identity.home == "/sandbox" && image.look("/sandbox").is_none() && !mounted("/sandbox") {
+            make_directories.extend(home_directory("/sandbox", Some(identity)));
+        }
+        if let Some(home) = writable_home(identity, image) {
+            read_write.push(home);
+        }
+    }
+    read_write.extend(make_directories.iter().map(|made| made.path.clone()));
+    let cwd = spec.process().as_ref().map(|process| process.cwd().display().to_string());
+    if let Some(cwd) = cwd
+        && policy.filesystem.include_workdir
+        && cwd.trim_end_matches('/').len() > 1
+        && !read_only.iter().chain(&read_write).any(|known| beneath(&cwd, known))
+    {
+        // An image chooses WORKDIR: reading it is harmless, writing is not
+        // given outside mounts, HOME, /sandbox and /tmp.
+        read_only.push(cwd);
+    }
+    dedup(&mut read_only);
+    dedup(&mut read_write);
+    dedup_by_path(&mut make_directories);
+    let read_only_mounts = READ_ONLY_MOUNTS
+        .iter()
+        .filter(|path| image.look(path).is_some_and(|fact| fact.directory && fact.real == **path))
+        .filter(|path| !read_write.iter().any(|writable| writable == *path))
+        .map(ToString::to_string)
+        .collect();
+    let landlock = LandlockPlan {
+        required: policy.landlock == LandlockMode::HardRequirement,
+        scoped: host.shares_pids_beyond,
+        read_only,
+        read_write,
+        missing,
+    };
+    if landlock.required && host.landlock_abi == 0 {
+        refusals.add(
+            "Landlock",
+            "this kernel has no Landlock, or it is off".to_owned(),
+            "boot Linux 5.13 or newer with `lsm=landlock,...`, or write `landlock: {compatibility: best_effort}` in the policy",
+        );
+    }
+    FilesystemPlan { landlock, read_only_mounts, make_directories }
+}
+
+/// Mounts that the image's symbolic links lead elsewhere: onto the kernel's own
+/// file systems, or a volume (which an image can ask for) onto system files.
+fn refuse_linked_mounts(mounts: &[Target], image: &dyn ImageView, refusals: &mut Refusals) {
+    for mount in mounts {
+        let Some(fact) = image.look(&mount.path).filter(|fact| fact.real != mount.path) else {
+            continue;
+        };
+        let under = |places: &[&str]| places.iter().any(|place| beneath(&fact.real, place));
+        if under(&["/proc", "/sys", "/dev"])
+            || fact.real == "/"
+            || (mount.volume && under(&READ_ONLY_MOUNTS))
+        {
+            refusals.add(
+                "mounts",
+                format!(
+                    "the image leads the mount at `{}` to its `{}` by a symbolic link",
+                    mount.path.escape_debug(),
+                    fact.real.escape_debug()
+                ),
+                "mount at the real path, or mend the image",
+            );
+        }
+    }
+}
+
+struct Listed {
+    read_only: Vec<String>,
+    read_write: Vec<String>,
+    missing: Vec<String>,
+    make_directories: Vec<MakeDirectory>,
+}
+
+/// The paths a policy names, as far as this container has them.
+fn listed(
+    policy: &Policy,
+    image: &dyn ImageView,
+    mounts: &[Target],
+    identity: Option<&RunAs>,
+    refusals: &mut Refusals,
+) -> Listed {
     let mut read_only = Vec::new();
     let mut read_write = Vec::new();
     let mut missing = Vec::new();
     let mut make_directories = Vec::new();
-    let mounts = mount_targets(spec, host);
-    let mounted = |path: &str| mounts.iter().any(|mount| beneath(path, &mount.target));
+    let mounted = |path: &str| mounts.iter().any(|mount| beneath(path, &mount.path));
     for path in &policy.filesystem.read_only {
         match image.look(path) {
             Some(_) => read_only.push(path.clone()),
@@ -391,66 +517,7 @@ fn filesystem(
             None => missing.push(path.clone()),
         }
     }
-    // OpenShell's baseline: what a file leaves out of the system directories
-    // is still needed to start anything.
-    if policy.filesystem.named {
-        for path in ["/usr", "/lib", "/etc", "/bin", "/sbin", "/lib64", "/proc", "/dev/urandom"] {
-            if !read_only.iter().chain(&read_write).any(|known| beneath(path, known))
-                && image.look(path).is_some()
-            {
-                read_only.push(path.to_owned());
-            }
-        }
-    }
-    for mount in &mounts {
-        let list = if mount.read_only || mount.beneath_read_only(&read_only) {
-            &mut read_only
-        } else {
-            &mut read_write
-        };
-        list.push(mount.target.clone());
-    }
-    if let Some(identity) = identity {
-        if identity.home == "/sandbox" && image.look("/sandbox").is_none() && !mounted("/sandbox") {
-            make_directories.extend(home_directory("/sandbox", Some(identity)));
-        }
-        if let Some(home) = writable_home(identity, image) {
-            read_write.push(home);
-        }
-    }
-    read_write.extend(make_directories.iter().map(|made| made.path.clone()));
-    let cwd = spec.process().as_ref().map(|process| process.cwd().display().to_string());
-    if let Some(cwd) = cwd
-        && policy.filesystem.include_workdir
-        && !read_only.iter().chain(&read_write).any(|known| beneath(&cwd, known))
-    {
-        // An image chooses WORKDIR: reading it is harmless, writing is not
-        // given outside mounts, HOME, /sandbox and /tmp.
-        read_only.push(cwd);
-    }
-    dedup(&mut read_only);
-    dedup(&mut read_write);
-    dedup_by_path(&mut make_directories);
-    let read_only_mounts = READ_ONLY_MOUNTS
-        .iter()
-        .filter(|path| image.look(path).is_some_and(|fact| fact.directory && fact.real == **path))
-        .filter(|path| !read_write.iter().any(|writable| writable == *path))
-        .map(ToString::to_string)
-        .collect();
-    let landlock = LandlockPlan {
-        required: policy.landlock == LandlockMode::HardRequirement,
-        read_only,
-        read_write,
-        missing,
-    };
-    if landlock.required && host.landlock_abi == 0 {
-        refusals.add(
-            "Landlock",
-            "this kernel has no Landlock, or it is off".to_owned(),
-            "boot Linux 5.13 or newer with `lsm=landlock,...`, or write `landlock: {compatibility: best_effort}` in the policy",
-        );
-    }
-    FilesystemPlan { landlock, read_only_mounts, make_directories }
+    Listed { read_only, read_write, missing, make_directories }
 }
 
 fn missing_path(path: &str, refusals: &mut Refusals) {
@@ -504,7 +571,7 @@ fn dedup_by_path(made: &mut Vec<MakeDirectory>) {
 
 /// A mount that people or engines put into the container.
 pub(crate) struct Target {
-    pub(crate) target: String,
+    pub(crate) path: String,
     pub(crate) read_only: bool,
     /// From the engine's own volume store: an image can ask for those.
     pub(crate) volume: bool,
@@ -521,7 +588,7 @@ impl Target {
             && read_only.iter().any(|path| {
                 // /var and /run are readable as a whole and hold data.
                 !matches!(path.as_str(), "/var" | "/run")
-                    && (beneath(&self.target, path) || beneath(path, &self.target))
+                    && (beneath(&self.path, path) || beneath(path, &self.path))
             })
     }
 }
@@ -552,7 +619,7 @@ pub(crate) fn mount_targets(spec: &Spec, host: &HostFacts) -> Vec<Target> {
             named_bind: bind && !volume && !engine_file,
             uid: fact.uid,
             gid: fact.gid,
-            target,
+            path: target,
         });
     }
     targets

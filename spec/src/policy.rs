@@ -21,6 +21,73 @@ pub use diagnostic::{Diagnostic, InvalidPolicy, Severity};
 /// every confinement on. Same text as `policies/baseline.yaml`.
 pub const BASELINE: &str = include_str!("../../policies/baseline.yaml");
 
+/// What a policy without `filesystem_policy` lets be read: the lists of
+/// [`BASELINE`].
+pub(crate) const BASELINE_READ_ONLY: [&str; 18] = [
+    "/usr",
+    "/lib",
+    "/proc",
+    "/dev/urandom",
+    "/app",
+    "/etc",
+    "/var/log",
+    "/bin",
+    "/sbin",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/opt",
+    "/srv",
+    "/sys",
+    "/run",
+    "/var",
+    "/dev/random",
+];
+/// What it lets be written.
+pub(crate) const BASELINE_READ_WRITE: [&str; 12] = [
+    "/sandbox",
+    "/tmp",
+    "/var/tmp",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts",
+    "/dev/shm",
+    "/dev/mqueue",
+    "/dev/console",
+];
+/// What every policy gets besides its own list, because nothing starts
+/// without: OpenShell adds such a set too.
+pub(crate) const NEEDED_READ_ONLY: [&str; 12] = [
+    "/usr",
+    "/lib",
+    "/proc",
+    "/dev/urandom",
+    "/dev/random",
+    "/app",
+    "/etc",
+    "/var/log",
+    "/bin",
+    "/sbin",
+    "/lib32",
+    "/lib64",
+];
+/// As [`NEEDED_READ_ONLY`], for writing.
+pub(crate) const NEEDED_READ_WRITE: [&str; 10] = [
+    "/tmp",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts",
+    "/dev/shm",
+    "/dev/mqueue",
+    "/dev/console",
+];
+
 /// Largest policy file accepted, in bytes.
 pub const MAX_POLICY_BYTES: usize = 1024 * 1024;
 
@@ -91,7 +158,7 @@ pub enum Identity {
 /// The `nemoclaw:` section: what OpenShell's language cannot say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// The greatest number of processes in the sandbox.
+    /// The greatest number of processes in the sandbox; 0 for no limit.
     pub pids: i64,
     /// Whether a container may run as root of its user namespace.
     pub allow_root: bool,
@@ -182,9 +249,7 @@ impl Policy {
     /// [`InvalidPolicy`] never, for the text is tested; it is still no reason
     /// to panic in a privileged process.
     pub fn baseline() -> Result<Self, InvalidPolicy> {
-        let mut policy = Self::parse(BASELINE, "built-in baseline")?;
-        policy.filesystem.named = false;
-        Ok(policy)
+        Self::parse(BASELINE, "built-in baseline")
     }
 }
 

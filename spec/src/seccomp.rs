@@ -145,6 +145,33 @@ const UNKNOWN: &[Entry] = &[
     always("io_uring_register"),
 ];
 
+/// What the proxy's worker, which reads hostile bytes, can do without: it gets
+/// every socket from the supervisor and opens, starts and signals nothing.
+const WORKER_REFUSED: &[Entry] = &[
+    always("execve"),
+    always("execveat"),
+    always("socket"),
+    always("connect"),
+    always("bind"),
+    always("listen"),
+    always("kill"),
+    always("tkill"),
+    always("pidfd_open"),
+    always("pidfd_send_signal"),
+    always("open_tree_attr"),
+    always("chmod"),
+    always("fchmod"),
+    always("fchmodat"),
+    always("chown"),
+    always("fchown"),
+    always("fchownat"),
+    always("chroot"),
+    always("personality"),
+    always("unshare"),
+    always("fork"),
+    always("vfork"),
+];
+
 /// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; the rest (AF_VSOCK, AF_ALG,
 /// AF_PACKET, AF_XDP, ...) has ways out that no netfilter rule sees.
 const SOCKET_DOMAINS: [u64; 4] = [1, 2, 10, 16];
@@ -169,6 +196,35 @@ pub fn ours() -> Result<Vec<BpfProgram>, InvalidFilter> {
         compile(table(REFUSED)?, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
         compile(domains, SeccompAction::Allow, SeccompAction::Errno(EAFNOSUPPORT))?,
         compile(netlink, SeccompAction::Allow, SeccompAction::Errno(EPROTONOSUPPORT))?,
+        x32_guard(),
+    ])
+}
+
+/// The filter of the proxy's worker.
+///
+/// # Errors
+/// [`InvalidFilter`] where the rules do not compile for this machine.
+pub fn worker() -> Result<Vec<BpfProgram>, InvalidFilter> {
+    let mut programs = ours()?;
+    programs.push(compile(
+        table(WORKER_REFUSED)?,
+        SeccompAction::Allow,
+        SeccompAction::Errno(EPERM),
+    )?);
+    Ok(programs)
+}
+
+/// The filter of the proxy's supervisor: sockets yes, programs no.
+///
+/// # Errors
+/// [`InvalidFilter`] where the rules do not compile for this machine.
+pub fn supervisor() -> Result<Vec<BpfProgram>, InvalidFilter> {
+    // Without the rules on socket families: it asks sock_diag(7).
+    let programs = [always("execve"), always("execveat"), always("personality"), always("chroot")];
+    Ok(vec![
+        compile(table(UNKNOWN)?, SeccompAction::Allow, SeccompAction::Errno(ENOSYS))?,
+        compile(table(REFUSED)?, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
+        compile(table(&programs)?, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
         x32_guard(),
     ])
 }
@@ -242,7 +298,6 @@ fn compile(
         .map_err(failed)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
 fn failed(error: impl std::error::Error) -> InvalidFilter {
     InvalidFilter::Compile { why: error.to_string() }
 }
@@ -384,7 +439,7 @@ mod tests {
     /// Runs a program over one system call, as the kernel would.
     fn run(program: &[sock_filter], number: u32, args: [u64; 6]) -> u32 {
         let arch: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
-        let mut data = vec![0_u8; 64];
+        let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
         for (n, arg) in args.iter().enumerate() {
@@ -533,7 +588,7 @@ mod tests {
         ))
         .unwrap();
         assert_eq!(answer(&programs, "read", [0; 6]), ALLOW);
-        assert_eq!(answer(&programs, "chmod", [0; 6]), ERRNO | 13);
+        assert_eq!(answer(&programs, "chmod", [0; 6]), ERRNO | 0xd);
         assert_eq!(answer(&programs, "acct", [0; 6]), 0x8000_0000);
     }
 

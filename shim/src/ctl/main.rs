@@ -1,2 +1,67 @@
-//! x
-fn main() {}
+//! `nemoclaw-ctl`: the operator's verbs. People type `nemoclaw VERB`.
+
+mod policy;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Operator verbs of nemoclaw.
+#[derive(Debug, Parser)]
+#[command(name = "nemoclaw", version, disable_help_subcommand = true)]
+struct Invocation {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Ask about policies
+    #[command(subcommand)]
+    Policy(PolicyVerb),
+    /// Print audit records
+    Logs {
+        /// Only this sandbox (container id, or its beginning)
+        #[arg(long)]
+        sandbox: Option<String>,
+        /// Only refusals
+        #[arg(long)]
+        denied: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyVerb {
+    /// Decide one connection as the proxy would: exit 0 allow, 3 deny
+    Test(policy::Test),
+    /// Check policy files: exit 0 when every one can be used, else 1
+    Lint {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Policy files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let invocation = match Invocation::try_parse() {
+        Ok(invocation) => invocation,
+        Err(error) => {
+            let _shown = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let result = match invocation.verb {
+        Verb::Policy(PolicyVerb::Test(test)) => policy::test(&test),
+        Verb::Policy(PolicyVerb::Lint { json, files }) => policy::lint(&files, json),
+        Verb::Logs { sandbox, denied } => policy::logs(sandbox.as_deref(), denied),
+    };
+    result.unwrap_or_else(|error| {
+        let _shown = writeln!(std::io::stderr(), "nemoclaw: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -160,9 +162,10 @@ fn rules() -> impl Strategy<Value = Vec<(String, u16, String)>> {
 fn yaml(rules: &[(String, u16, String)]) -> String {
     let mut text = String::from("version: 1\nnemoclaw: {}\nnetwork_policies:\n");
     for (n, (host, port, binary)) in rules.iter().enumerate() {
-        text.push_str(&format!(
-            "  r{n}: {{endpoints: [{{host: {host}, port: {port}}}], binaries: [{{path: '{binary}'}}]}}\n"
-        ));
+        let rule = format!(
+            "{{endpoints: [{{host: {host}, port: {port}}}], binaries: [{{path: '{binary}'}}]}}"
+        );
+        writeln!(text, "  r{n}: {rule}").unwrap();
     }
     if rules.is_empty() {
         text.push_str("  {}\n");

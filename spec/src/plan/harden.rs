@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    LinuxCapabilities, LinuxPids, LinuxResources, Mount, MountBuilder, PosixRlimit,
-    PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+    LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxPids, LinuxResources,
+    Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 
 use super::Plan;
+use super::refuse::STANDARD_DEVICES;
 
 /// Writes `plan` into `spec`. `rootfs` is the absolute path of the image's
 /// root on the host, `cgroups_path` what to use where the engine named none.
@@ -29,6 +30,18 @@ pub fn harden(
         restrict(process, plan.nofile);
     }
     let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        // Device nodes belong to /dev, which is a mount of its own.
+        let bind = mount.typ().as_deref() == Some("bind")
+            || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+        if bind && !mount.destination().starts_with("/dev") {
+            let mut options = mount.options().clone().unwrap_or_default();
+            options.retain(|option| option != "dev" && option != "suid");
+            options.extend(["nodev".to_owned(), "nosuid".to_owned()]);
+            dedup(&mut options);
+            mount.set_options(Some(options));
+        }
+    }
     for path in &plan.read_only_mounts {
         mounts.extend(read_only_mount(rootfs, path));
     }
@@ -54,10 +67,51 @@ pub fn harden(
         let mut resources = linux.resources().clone().unwrap_or_else(LinuxResources::default);
         let mut pids = LinuxPids::default();
         pids.set_limit(plan.pids);
-        resources.set_pids(Some(pids));
+        resources.set_pids((plan.pids > 0).then_some(pids));
+        resources.set_devices(Some(device_rules(linux.devices().as_deref().unwrap_or_default())));
+        // Raw cgroup v2 files could undo the limits above.
+        let unified = resources.unified().clone().map(|files| {
+            files
+                .into_iter()
+                .filter(|(name, _)| !name.starts_with("pids.") && !name.starts_with("cgroup."))
+                .collect()
+        });
+        resources.set_unified(unified);
         linux.set_resources(Some(resources));
     }
     spec
+}
+
+/// Nothing but the usual devices and what the spec lists, which has been
+/// checked: an image's own device nodes open nothing.
+fn device_rules(listed: &[LinuxDevice]) -> Vec<LinuxDeviceCgroup> {
+    let rule = |allow: bool,
+                typ: LinuxDeviceType,
+                major: Option<i64>,
+                minor: Option<i64>,
+                access: &str| {
+        let mut rule = LinuxDeviceCgroup::default();
+        rule.set_allow(allow);
+        rule.set_typ(Some(typ));
+        rule.set_major(major);
+        rule.set_minor(minor);
+        rule.set_access(Some(access.to_owned()));
+        rule
+    };
+    let mut rules = vec![rule(false, LinuxDeviceType::A, None, None, "rwm")];
+    for (major, minor) in STANDARD_DEVICES {
+        rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rwm"));
+    }
+    for device in listed {
+        rules.push(rule(
+            true,
+            LinuxDeviceType::C,
+            Some(device.major()),
+            Some(device.minor()),
+            "rw",
+        ));
+    }
+    rules
 }
 
 const CGROUP_V1: [&str; 15] = [
@@ -80,6 +134,16 @@ const CGROUP_V1: [&str; 15] = [
 
 /// What libcontainer would reject or misread, for any policy.
 fn normalise(spec: &mut Spec, cgroups_path: &str) {
+    if let Some(mounts) = spec.mounts_mut() {
+        for mount in mounts.iter_mut().filter(|mount| mount.typ().as_deref() == Some("tmpfs")) {
+            // podman's wish to start the tmpfs with the image's files; the
+            // directories it wishes that for are empty in nearly every image.
+            let options = mount.options().clone().map(|options| {
+                options.into_iter().filter(|option| option != "tmpcopyup").collect::<Vec<_>>()
+            });
+            mount.set_options(options);
+        }
+    }
     if let Some(linux) = spec.linux_mut() {
         let propagation = linux.rootfs_propagation().as_deref().map(|word| match word {
             "rslave" => "slave",

@@ -93,8 +93,8 @@ fn root_replacement(spec: &Spec, host: &HostFacts, accounts: &[Account]) -> Choi
     let person = |path: &str| {
         binds
             .iter()
-            .filter(|mount| mount.named_bind && beneath(path, &mount.target))
-            .max_by_key(|mount| mount.target.len())
+            .filter(|mount| mount.named_bind && beneath(path, &mount.path))
+            .max_by_key(|mount| mount.path.len())
             .filter(|mount| {
                 mount.uid >= FIRST_PERSON && mount.uid != u32::MAX && mount.gid != u32::MAX
             })
@@ -211,6 +211,14 @@ fn home(
 pub(super) fn check_worker_range(uid: u32, gid: u32, extra: Option<&[u32]>) -> Result<(), Refusal> {
     let range = WORKER_UID_BASE..WORKER_UID_END;
     let own = [uid, gid];
+    // setresuid(2) reads it as "leave as it is", which is root.
+    if own.iter().chain(extra.unwrap_or_default()).any(|id| *id == u32::MAX) {
+        return Err(Refusal {
+            step: "user",
+            cause: "4294967295 is no id".to_owned(),
+            fix: "choose a smaller one".to_owned(),
+        });
+    }
     let taken = own.iter().chain(extra.unwrap_or_default()).find(|id| range.contains(id));
     taken.map_or(Ok(()), |id| {
         Err(Refusal {

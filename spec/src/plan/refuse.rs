@@ -1,8 +1,9 @@
 //! What a container may not ask for at all.
 
-use oci_spec::runtime::{Capability, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Capability, LinuxDeviceType, LinuxNamespaceType, Spec};
 
 use super::{HostFacts, Refusals};
+use crate::control::{WORKER_UID_BASE, WORKER_UID_END};
 use crate::policy::{Excess, Policy};
 
 /// What engines ask for without anybody having said so (Docker, podman and
@@ -24,24 +25,23 @@ const ENGINE_DEFAULT: [Capability; 14] = [
     Capability::SysChroot,
 ];
 
-/// Devices that make a file system boundary meaningless are not the only ones
-/// refused: everything is, but for what harms nobody.
-const HARMLESS_DEVICES: [&str; 12] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/console",
-    "/dev/ptmx",
-    "/dev/dri",
-    "/dev/nvidia",
-    "/dev/kfd",
-    "/dev/dxg",
+/// Character devices every container has, by major and minor number. The path
+/// an engine gives a device inside says nothing.
+pub(super) const STANDARD_DEVICES: [(i64, Option<i64>); 9] = [
+    (1, Some(3)),
+    (1, Some(5)),
+    (1, Some(7)),
+    (1, Some(8)),
+    (1, Some(9)),
+    (5, Some(0)),
+    (5, Some(1)),
+    (5, Some(2)),
+    (136, None),
 ];
+/// Major numbers of graphics devices: NVIDIA's first and DRI.
+const GRAPHICS: [i64; 2] = [195, 226];
 
-const SYSCTLS: [&str; 11] = [
+const SYSCTLS: [&str; 19] = [
     "kernel.domainname",
     "kernel.hostname",
     "kernel.msgmax",
@@ -52,7 +52,15 @@ const SYSCTLS: [&str; 11] = [
     "kernel.shmall",
     "kernel.shmmax",
     "kernel.shmmni",
-    "net.",
+    "net.core.somaxconn",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv6.conf.all.disable_ipv6",
+    "net.ipv6.conf.default.disable_ipv6",
 ];
 
 pub(super) fn check(
@@ -67,6 +75,7 @@ pub(super) fn check(
     }
     capabilities(spec, policy, refusals, notes);
     namespaces(spec, host, refusals);
+    id_mappings(spec, refusals);
     mounts(spec, policy, host, refusals);
     devices_and_sysctls(spec, refusals);
     hooks(spec, refusals);
@@ -105,6 +114,13 @@ fn capabilities(spec: &Spec, policy: &Policy, refusals: &mut Refusals, notes: &m
 }
 
 fn namespaces(spec: &Spec, host: &HostFacts, refusals: &mut Refusals) {
+    for name in &host.foreign_namespaces {
+        refusals.add(
+            "namespaces",
+            format!("the {name} namespace belongs to a container that nemoclaw does not confine"),
+            "start both containers with this runtime",
+        );
+    }
     let own =
         spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
     let wanted = [
@@ -122,6 +138,29 @@ fn namespaces(spec: &Spec, host: &HostFacts, refusals: &mut Refusals) {
                 "namespaces",
                 format!("the container would share the host's {name} namespace"),
                 &format!("start it without {flag}; nothing could be enforced there"),
+            );
+        }
+    }
+}
+
+/// A user namespace must not map a container's ids onto those of the proxies.
+fn id_mappings(spec: &Spec, refusals: &mut Refusals) {
+    let Some(linux) = spec.linux() else { return };
+    let mappings =
+        linux.uid_mappings().iter().flatten().chain(linux.gid_mappings().iter().flatten());
+    for mapping in mappings {
+        let end = u64::from(mapping.host_id()) + u64::from(mapping.size());
+        if u64::from(mapping.host_id()) < u64::from(WORKER_UID_END)
+            && end > u64::from(WORKER_UID_BASE)
+        {
+            refusals.add(
+                "user namespace",
+                format!(
+                    "it maps onto the ids of nemoclaw's proxies (host ids {} to {})",
+                    mapping.host_id(),
+                    end - 1
+                ),
+                "give the container other subordinate ids",
             );
         }
     }
@@ -155,8 +194,11 @@ fn devices_and_sysctls(spec: &Spec, refusals: &mut Refusals) {
     let Some(linux) = spec.linux() else { return };
     for device in linux.devices().iter().flatten() {
         let path = device.path().display().to_string();
-        let harmless =
-            HARMLESS_DEVICES.iter().any(|known| path.starts_with(known)) && !path.contains("..");
+        let harmless = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U)
+            && (GRAPHICS.contains(&device.major())
+                || STANDARD_DEVICES.iter().any(|(major, minor)| {
+                    *major == device.major() && minor.is_none_or(|minor| minor == device.minor())
+                }));
         if !harmless {
             refusals.add(
                 "devices",
@@ -166,10 +208,7 @@ fn devices_and_sysctls(spec: &Spec, refusals: &mut Refusals) {
         }
     }
     for name in linux.sysctl().iter().flat_map(std::collections::HashMap::keys) {
-        let fine = SYSCTLS
-            .iter()
-            .any(|known| name == known || (known.ends_with('.') && name.starts_with(known)))
-            || name.starts_with("fs.mqueue.");
+        let fine = SYSCTLS.contains(&name.as_str()) || name.starts_with("fs.mqueue.");
         if !fine {
             refusals.add(
                 "sysctls",

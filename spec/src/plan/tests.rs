@@ -64,7 +64,12 @@ fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
 }
 
 fn host() -> HostFacts {
-    HostFacts { landlock_abi: 7, nofile_max: 1_048_576, ..HostFacts::default() }
+    HostFacts {
+        landlock_abi: 7,
+        pids_controller: true,
+        nofile_max: 1_048_576,
+        ..HostFacts::default()
+    }
 }
 
 fn baseline() -> Policy {
@@ -156,7 +161,7 @@ fn the_owner_of_the_workspace_is_who_works_in_it() {
 fn users_of_the_image_stay_and_group_root_does_not() {
     let spec = spec(|json| {
         json["process"]["user"] =
-            serde_json::json!({"uid": 1234, "gid": 0, "additionalGids": [0, 4]})
+            serde_json::json!({"uid": 1234, "gid": 0, "additionalGids": [0, 4]});
     });
     let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host()).unwrap();
     assert_eq!((plan.identity.uid, plan.identity.gid), (1234, 1234));

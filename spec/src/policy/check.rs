@@ -13,8 +13,8 @@ use super::file::{
     BinariesFile, EndpointFile, FilesystemFile, NemoclawFile, PolicyFile, RuleFile, place,
 };
 use super::{
-    Binaries, Endpoint, Excess, Filesystem, Identity, LandlockMode, Options, Policy,
-    ProcessIdentity, Rule,
+    BASELINE_READ_ONLY, BASELINE_READ_WRITE, Binaries, Endpoint, Excess, Filesystem, Identity,
+    LandlockMode, Options, Policy, ProcessIdentity, Rule,
 };
 use crate::address;
 use crate::name::{BinaryPattern, HostPattern};
@@ -75,7 +75,12 @@ fn filesystem(section: Option<FilesystemFile>, findings: &mut Findings<'_>) -> F
     // OpenShell: absent section means the working directory is included, a
     // present one without the key means it is not.
     let Some(section) = section else {
-        return Filesystem { include_workdir: true, ..Filesystem::default() };
+        return Filesystem {
+            include_workdir: true,
+            read_only: BASELINE_READ_ONLY.map(str::to_owned).to_vec(),
+            read_write: BASELINE_READ_WRITE.map(str::to_owned).to_vec(),
+            named: false,
+        };
     };
     let count = section.read_only.len() + section.read_write.len();
     if count > MAX_FILESYSTEM_PATHS {
@@ -185,11 +190,11 @@ fn identity(text: &Spanned<String>, key: &str, findings: &mut Findings<'_>) -> O
 fn options(section: NemoclawFile, findings: &mut Findings<'_>) -> Options {
     let defaults = Options::default();
     let pids = section.pids.map_or(defaults.pids, |pids| {
-        if !(1..=4_194_304).contains(&pids.value) {
+        if !(0..=4_194_304).contains(&pids.value) {
             findings.error(
                 place(&pids),
                 format!("`pids: {}` is out of range", pids.value),
-                "write a number from 1 to 4194304",
+                "write a number from 1 to 4194304, or 0 for no limit",
             );
         }
         pids.value

@@ -25,6 +25,9 @@ pub fn lint(policy: &Policy) -> Vec<Diagnostic> {
             "write `compatibility: hard_requirement`",
         );
     }
+    if policy.options.pids == 0 {
+        say(0, "`pids: 0` lets a fork bomb take the host along".to_owned(), "write a limit");
+    }
     if policy.options.pids > 1024 {
         say(0, format!("`pids: {}` is more than 1024", policy.options.pids), "lower it");
     }

@@ -1,0 +1,140 @@
+//! What worker and supervisor say to each other: requests of one fixed size,
+//! answers that start with the request's number.
+//!
+//! A worker that an attacker has taken over speaks this too: the supervisor
+//! believes nothing in it and refuses never-addresses by itself.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// Size of a request, in bytes.
+pub(crate) const REQUEST_BYTES: usize = 48;
+/// Largest answer, in bytes.
+pub(crate) const ANSWER_BYTES: usize = 64 * 1024;
+
+/// What the worker asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// Who owns the socket with this source and destination?
+    Identify { source: SocketAddr, destination: SocketAddr },
+    /// A TCP socket on its way to this address.
+    Tcp(SocketAddr),
+    /// A UDP socket connected to this resolver.
+    Udp(SocketAddr),
+}
+
+/// A request with the number its answer will carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) number: u32,
+    pub(crate) ask: Ask,
+}
+
+impl Request {
+    /// The wire form.
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let (kind, first, second) = match self.ask {
+            Ask::Identify { source, destination } => (1_u8, source, Some(destination)),
+            Ask::Tcp(address) => (2, address, None),
+            Ask::Udp(address) => (3, address, None),
+        };
+        let mut bytes = Vec::with_capacity(REQUEST_BYTES);
+        bytes.extend([kind, 0, 0, 0]);
+        bytes.extend(self.number.to_ne_bytes());
+        for address in [Some(first), second] {
+            encode_address(&mut bytes, address);
+        }
+        bytes.resize(REQUEST_BYTES, 0);
+        bytes
+    }
+
+    /// Reads the wire form; `None` for anything else.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != REQUEST_BYTES {
+            return None;
+        }
+        let number = u32::from_ne_bytes(bytes.get(4..8)?.try_into().ok()?);
+        let first = decode_address(bytes.get(8..27)?)?;
+        let ask = match bytes.first()? {
+            1 => Ask::Identify { source: first, destination: decode_address(bytes.get(27..46)?)? },
+            2 => Ask::Tcp(first),
+            3 => Ask::Udp(first),
+            _ => return None,
+        };
+        Some(Self { number, ask })
+    }
+}
+
+/// Family, address, port: 19 bytes.
+fn encode_address(bytes: &mut Vec<u8>, address: Option<SocketAddr>) {
+    let (family, ip, port) = match address {
+        None => (0_u8, Ipv6Addr::UNSPECIFIED, 0),
+        Some(SocketAddr::V4(v4)) => (4, v4.ip().to_ipv6_mapped(), v4.port()),
+        Some(SocketAddr::V6(v6)) => (6, *v6.ip(), v6.port()),
+    };
+    bytes.push(family);
+    bytes.extend(ip.octets());
+    bytes.extend(port.to_ne_bytes());
+}
+
+fn decode_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let octets: [u8; 16] = bytes.get(1..17)?.try_into().ok()?;
+    let port = u16::from_ne_bytes(bytes.get(17..19)?.try_into().ok()?);
+    let v6 = Ipv6Addr::from(octets);
+    let ip = match bytes.first()? {
+        4 => IpAddr::V4(v6.to_ipv4_mapped()?),
+        6 => IpAddr::V6(v6),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+/// The head of an answer: number, then 0 or an errno. What was asked for
+/// follows, or comes along as a descriptor.
+pub(crate) fn encode_answer(number: u32, errno: i32, rest: &[u8]) -> Vec<u8> {
+    let mut bytes = number.to_ne_bytes().to_vec();
+    bytes.extend(errno.to_ne_bytes());
+    bytes.extend(rest);
+    bytes
+}
+
+/// Number, errno and rest of an answer.
+pub(crate) fn decode_answer(bytes: &[u8]) -> Option<(u32, i32, &[u8])> {
+    let number = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
+    let errno = i32::from_ne_bytes(bytes.get(4..8)?.try_into().ok()?);
+    Some((number, errno, bytes.get(8..)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_survive_the_wire() {
+        let v4: SocketAddr = "10.1.2.3:443".parse().unwrap();
+        let v6: SocketAddr = "[2001:db8::1]:53".parse().unwrap();
+        for ask in [
+            Ask::Identify { source: v4, destination: v6 },
+            Ask::Identify { source: v6, destination: v4 },
+            Ask::Tcp(v6),
+            Ask::Udp(v4),
+        ] {
+            let request = Request { number: 7, ask };
+            assert_eq!(Request::decode(&request.encode()), Some(request));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_request() {
+        assert_eq!(Request::decode(&[]), None);
+        assert_eq!(Request::decode(&[0; REQUEST_BYTES]), None);
+        assert_eq!(Request::decode(&[1; REQUEST_BYTES]), None);
+        assert_eq!(Request::decode(&[2; REQUEST_BYTES + 1]), None);
+    }
+
+    #[test]
+    fn answers_survive_the_wire() {
+        let bytes = encode_answer(9, 111, b"x");
+        assert_eq!(decode_answer(&bytes), Some((9, 111, &b"x"[..])));
+        assert_eq!(decode_answer(&bytes[..7]), None);
+    }
+}

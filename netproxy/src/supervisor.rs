@@ -1,0 +1,313 @@
+//! The supervisor: small, synchronous, one thread. It holds the listeners, the
+//! pidfds of the sandbox's containers and the audit file; it answers the
+//! worker, and replaces a dead one. It ends with the last container.
+
+mod audit;
+mod confine;
+mod control;
+mod identify;
+mod upstream;
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nemoclaw_spec::control::{Names, SandboxConfig, VERSION};
+use nemoclaw_spec::decide::Engine;
+use nemoclaw_spec::policy::Policy;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
+
+use crate::link::{self, Ask, Request};
+use crate::sys::{self, Fork};
+use crate::worker::{self, Handles};
+use audit::AuditFile;
+use control::{Control, Members};
+use identify::Identifier;
+
+/// A worker that dies younger than this is replaced after a pause.
+const YOUNG: Duration = Duration::from_millis(20);
+/// Longest pause before a replacement.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs the proxy of one sandbox until its last container has ended.
+///
+/// # Errors
+/// Before the sandbox is served; the runtime then refuses the container.
+pub(crate) fn run() -> Result<()> {
+    sys::close_from(3).context("cannot close inherited descriptors")?;
+    rustix::process::setsid().ok();
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("no control socket")?;
+    let first = UnixStream::from(stdin);
+    let config = read_configuration(&first)?;
+    let engine = prepare_engine(&config)?;
+    let mut audit = AuditFile::open(Path::new(&config.audit_file), &config.sandbox)?;
+    let mut control = Control::new(first);
+    let netns =
+        control.receive_namespace().context("the runtime did not hand over the namespace")?;
+    let handles =
+        Handles::bind(&netns).inspect_err(|error| control.refuse(&format!("{error:#}")))?;
+    drop(netns);
+    let socket = Path::new(&config.directory).join("supervisor.sock");
+    let listener = UnixListener::bind(&socket)
+        .with_context(|| format!("cannot listen at {}", socket.display()))
+        .inspect_err(|error| control.refuse(&format!("{error:#}")))?;
+    let identifier =
+        Identifier::new().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
+    confine::supervisor().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
+    let mut supervisor =
+        Supervisor { config, engine, handles, identifier, worker: None, pause: Duration::ZERO };
+    supervisor.start_worker().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
+    control.accept_with(listener);
+    let result = supervisor.serve(&mut control, &mut audit);
+    supervisor.end_worker();
+    // What `delete` cleans up after a supervisor that was killed.
+    let _removed = std::fs::remove_dir_all(&supervisor.config.directory);
+    result
+}
+
+/// The first line on the control socket. Read byte by byte: what follows it
+/// comes with descriptors.
+fn read_configuration(socket: &UnixStream) -> Result<SandboxConfig> {
+    const LIMIT: u64 = 16 * 1024 * 1024;
+    struct OneByOne<'a>(&'a UnixStream);
+    impl std::io::Read for OneByOne<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            // The writer sends one line and waits for no answer; taking all
+            // that is there up to the line feed needs a peek.
+            let length = recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_PEEK)?;
+            let seen = buffer.get(..length).unwrap_or_default();
+            let wanted = seen.iter().position(|byte| *byte == b'\n').map_or(length, |at| at + 1);
+            let taken = buffer.get_mut(..wanted).unwrap_or_default();
+            Ok(recv(self.0.as_raw_fd(), taken, MsgFlags::empty())?)
+        }
+    }
+    let mut line = String::new();
+    BufReader::new(OneByOne(socket).take(LIMIT))
+        .read_line(&mut line)
+        .context("no configuration")?;
+    let config: SandboxConfig =
+        serde_json::from_str(&line).context("the configuration makes no sense")?;
+    if config.version != VERSION {
+        bail!("runtime and proxy are of different versions; install both from one build");
+    }
+    Ok(config)
+}
+
+/// The engine that decides; none under `observe`.
+fn prepare_engine(config: &SandboxConfig) -> Result<Option<Engine>> {
+    if config.observe {
+        return Ok(None);
+    }
+    let policy = Policy::parse(&config.policy_text, &config.policy_name)?;
+    if let Some(finding) = policy.unenforced.first() {
+        bail!("{finding}");
+    }
+    Ok(Some(Engine::new(policy, config.aliases.clone())))
+}
+
+/// A running worker, seen from here.
+struct Worker {
+    pid: Pid,
+    pidfd: OwnedFd,
+    link: OwnedFd,
+    audit: OwnedFd,
+    started: Instant,
+}
+
+struct Supervisor {
+    config: SandboxConfig,
+    engine: Option<Engine>,
+    handles: Handles,
+    identifier: Identifier,
+    worker: Option<Worker>,
+    pause: Duration,
+}
+
+impl Supervisor {
+    /// Forks a worker that shares listeners, engine and name table with every
+    /// worker before it.
+    fn start_worker(&mut self) -> Result<()> {
+        let pair = || {
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .context("cannot make a socket pair for the worker")
+        };
+        let (link, worker_link) = pair()?;
+        let (audit, worker_audit) = pair()?;
+        let pid = match sys::fork().context("cannot fork the worker")? {
+            Fork::Child => {
+                drop((link, audit));
+                let code =
+                    confine::worker(&self.config, &self.handles, &worker_link, &worker_audit)
+                        .and_then(|()| {
+                            worker::run(
+                                &self.config,
+                                self.engine.as_ref(),
+                                &self.handles,
+                                worker_link,
+                                worker_audit,
+                            )
+                        })
+                        .map_or(1, |()| 0);
+                sys::exit_now(code);
+            }
+            Fork::Parent(pid) => Pid::from_raw(pid).context("fork gave no pid")?,
+        };
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the worker")?;
+        self.worker = Some(Worker { pid, pidfd, link, audit, started: Instant::now() });
+        Ok(())
+    }
+
+    fn end_worker(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            let _killed = pidfd_send_signal(&worker.pidfd, Signal::KILL);
+            let _reaped = waitpid(Some(worker.pid), WaitOptions::empty());
+        }
+    }
+
+    /// Takes note of a dead worker and starts the next; its streams are gone
+    /// with it, nothing else is.
+    fn replace_worker(&mut self, audit: &mut AuditFile) -> Result<()> {
+        let Some(worker) = self.worker.take() else { return Ok(()) };
+        audit.drain(&worker.audit);
+        let _killed = pidfd_send_signal(&worker.pidfd, Signal::KILL);
+        let _reaped = waitpid(Some(worker.pid), WaitOptions::empty());
+        audit.note("worker_restarted");
+        if worker.started.elapsed() < YOUNG {
+            self.pause = (self.pause * 2).clamp(Duration::from_millis(10), LONGEST_PAUSE);
+            std::thread::sleep(self.pause);
+        } else {
+            self.pause = Duration::ZERO;
+        }
+        self.start_worker()
+    }
+
+    /// Waits for the worker, the runtime and the containers until no container
+    /// is left.
+    fn serve(&mut self, control: &mut Control, audit: &mut AuditFile) -> Result<()> {
+        let mut members = Members::default();
+        members.observe = self.config.observe;
+        loop {
+            let Some(worker) = &self.worker else { bail!("there is no worker") };
+            let mut watched = vec![&worker.pidfd, &worker.link, &worker.audit]
+                .into_iter()
+                .map(|fd| fd.as_fd())
+                .collect::<Vec<_>>();
+            let from_control = watched.len();
+            watched.extend(control.descriptors());
+            let from_members = watched.len();
+            watched.extend(members.descriptors());
+            let mut polled: Vec<PollFd<'_>> =
+                watched.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+            match poll(&mut polled, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("cannot wait"),
+            }
+            let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let is_ready = |index: usize| ready.get(index).copied().unwrap_or_default();
+            if is_ready(2) {
+                audit.drain(&worker.audit);
+            }
+            if audit.has_failed() {
+                bail!("the audit file cannot be written; egress is closed");
+            }
+            if is_ready(1) && !self.answer(&members) {
+                self.end_worker_now();
+            }
+            let status = self.worker.as_ref().map_or(0, |worker| worker.pid.as_raw_nonzero().get());
+            let gone = is_ready(0);
+            control.handle(
+                ready.get(from_control..from_members).unwrap_or_default(),
+                &mut members,
+                status,
+            );
+            if let Some(names) = members.names.take() {
+                self.rename(names)?;
+            }
+            members.remove_ended();
+            if members.is_finished() || (control.is_alone() && members.is_empty()) {
+                if let Some(worker) = &self.worker {
+                    audit.drain(&worker.audit);
+                }
+                return Ok(());
+            }
+            if gone {
+                self.replace_worker(audit)?;
+            }
+        }
+    }
+
+    /// Takes over what the engine has written about names since; a worker that
+    /// knows otherwise is replaced. No user code runs yet.
+    fn rename(&mut self, names: Names) -> Result<()> {
+        let config = &mut self.config;
+        if config.hosts == names.hosts
+            && config.resolvers == names.resolvers
+            && config.search == names.search
+        {
+            return Ok(());
+        }
+        (config.hosts, config.resolvers, config.search) =
+            (names.hosts, names.resolvers, names.search);
+        self.end_worker();
+        self.start_worker()
+    }
+
+    /// A worker that does not speak the protocol is replaced.
+    fn end_worker_now(&self) {
+        if let Some(worker) = &self.worker {
+            let _killed = pidfd_send_signal(&worker.pidfd, Signal::KILL);
+        }
+    }
+
+    /// Answers one request; false when the worker must not live on.
+    fn answer(&mut self, members: &Members) -> bool {
+        let Some(worker) = &self.worker else { return true };
+        let mut bytes = [0; link::REQUEST_BYTES + 1];
+        let length = match recv(worker.link.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            // The worker has closed its end: its pidfd tells the rest.
+            Ok(0) => return false,
+            Ok(length) => length,
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return true,
+            Err(_) => return false,
+        };
+        let Some(request) = bytes.get(..length).and_then(Request::decode) else { return false };
+        let (errno, rest, socket) = match request.ask {
+            Ask::Identify { source, destination } => {
+                let caller = self.identifier.identify(source, destination, members);
+                (0, serde_json::to_vec(&caller).unwrap_or_default(), None)
+            }
+            Ask::Tcp(address) => split(upstream::tcp(address, &self.config)),
+            Ask::Udp(address) => split(upstream::udp(address, &self.config)),
+        };
+        let rest = if rest.len() + 8 > link::ANSWER_BYTES { Vec::new() } else { rest };
+        let answer = link::encode_answer(request.number, errno, &rest);
+        send(&worker.link, &answer, socket.as_ref())
+    }
+}
+
+type Answer = (i32, Vec<u8>, Option<OwnedFd>);
+
+fn split(result: std::io::Result<OwnedFd>) -> Answer {
+    match result {
+        Ok(socket) => (0, Vec::new(), Some(socket)),
+        Err(error) => (error.raw_os_error().unwrap_or(nix::libc::EIO), Vec::new(), None),
+    }
+}
+
+/// Sends without waiting: a worker that does not read must not stop us.
+fn send(link: &OwnedFd, answer: &[u8], socket: Option<&OwnedFd>) -> bool {
+    let raw: Vec<i32> = socket.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<()>(link.as_raw_fd(), &[std::io::IoSlice::new(answer)], control, flags, None).is_ok()
+}

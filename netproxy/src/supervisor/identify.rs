@@ -1,0 +1,293 @@
+//! Whose socket is it? sock_diag(7) gives the inode of the socket with exactly
+//! this source and destination; its holders are looked for among the
+//! sandbox's processes, in the host's view.
+//!
+//! Every holder counts, and a socket nobody seems to hold (its descriptor may
+//! be parked in a unix socket) has no caller: it is refused.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nemoclaw_spec::address;
+use nemoclaw_spec::decide::{Caller, Process};
+use nemoclaw_spec::name::MAX_PATH_BYTES;
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, readlinkat, statat};
+
+use super::control::Members;
+
+/// Most processes looked at in one sandbox.
+const MAX_PROCESSES: usize = 16_384;
+/// Most descriptors looked at in one process.
+const MAX_DESCRIPTORS: usize = 65_536;
+/// How often a sandbox is looked at that cannot be seen through at once.
+const TRIES: u32 = 3;
+/// The pause in between.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
+/// Most ancestors recorded.
+const MAX_ANCESTORS: usize = 64;
+
+/// Asks the kernel about sockets of the namespace it was made in.
+pub(super) struct Identifier {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Identifier {
+    pub(super) fn new() -> Result<Self> {
+        let socket = Socket::new(NETLINK_SOCK_DIAG)
+            .and_then(|socket| socket.connect(&NetlinkAddr::new(0, 0)).map(|()| socket))
+            .context("cannot ask the kernel about sockets (sock_diag); is CONFIG_INET_DIAG on?")?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// The caller behind a captured connection; without holders when unknown.
+    pub(super) fn identify(
+        &mut self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        members: &Members,
+    ) -> Caller {
+        match self.inode(source, destination) {
+            Ok(Some(inode)) => {
+                // Descriptors on their way between processes arrive in a moment.
+                for _try in 0..TRIES {
+                    if let Some(holders) = holders(inode, members) {
+                        return Caller { holders };
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+                Caller::default()
+            }
+            Ok(None) | Err(_) => Caller::default(),
+        }
+    }
+
+    fn inode(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<Option<u32>> {
+        // Sockets of dual-stack programs are IPv4 to the kernel's tables.
+        let (source_ip, destination_ip) =
+            (address::unwrap_mapped(source.ip()), address::unwrap_mapped(destination.ip()));
+        let family = if source_ip.is_ipv4() { 2 } else { 10 };
+        let request = InetRequest {
+            family,
+            protocol: 6,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::all(),
+            socket_id: SocketId {
+                source_port: source.port(),
+                destination_port: destination.port(),
+                source_address: source_ip,
+                destination_address: destination_ip,
+                interface_id: 0,
+                cookie: [0xff; 8],
+            },
+        };
+        let mut header = NetlinkHeader::default();
+        self.sequence = self.sequence.wrapping_add(1);
+        header.sequence_number = self.sequence;
+        header.flags = NLM_F_REQUEST;
+        let mut packet = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+        packet.finalize();
+        let mut bytes = vec![0; packet.header.length as usize];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut answer = Vec::with_capacity(4096);
+        self.socket.recv(&mut answer, 0)?;
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(&answer)
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                // The kernel may answer with a listener of the same port.
+                let id = &response.header.socket_id;
+                let same = id.source_port == source.port()
+                    && id.destination_port == destination.port()
+                    && matches_address(id.destination_address, destination_ip);
+                Ok((same && response.header.inode != 0).then_some(response.header.inode))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+fn matches_address(found: IpAddr, wanted: IpAddr) -> bool {
+    address::unwrap_mapped(found) == wanted
+}
+
+/// One process held open, so that its pid cannot come to mean another.
+struct Held {
+    pid: i32,
+    parent: i32,
+    /// The first thread has ended and others go on: what it holds cannot be
+    /// seen through it.
+    headless: bool,
+    directory: OwnedFd,
+}
+
+/// The holders; `None` when there may be others that cannot be seen.
+fn holders(inode: u32, members: &Members) -> Option<Vec<Process>> {
+    let wanted = format!("socket:[{inode}]");
+    let mut processes = HashMap::new();
+    for joined in members.iter() {
+        for cgroup in &joined.cgroups {
+            collect(cgroup, &mut processes, 0);
+        }
+        // A container in a cgroup we cannot read still has its init.
+        if let Some(init) = hold(joined.member.pid) {
+            processes.entry(init.pid).or_insert(init);
+        }
+    }
+    let inits: Vec<i32> = members.iter().map(|joined| joined.member.pid).collect();
+    let mut pids: Vec<i32> = processes.keys().copied().collect();
+    pids.sort_unstable();
+    let mut found = Vec::new();
+    for process in pids.iter().filter_map(|pid| processes.get(pid)) {
+        match holds(process, &wanted) {
+            Some(true) => found.push(describe(process, &processes, &inits)),
+            Some(false) => {}
+            // A process we cannot see into may hold it as well.
+            None => return None,
+        }
+    }
+    Some(found)
+}
+
+/// Opens every process of a cgroup and of the cgroups below it.
+fn collect(cgroup: &Path, processes: &mut HashMap<i32, Held>, depth: usize) {
+    if depth > 8 {
+        return;
+    }
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    for pid in text.lines().filter_map(|line| line.parse().ok()) {
+        if processes.len() >= MAX_PROCESSES {
+            return;
+        }
+        if let Some(held) = hold(pid) {
+            processes.insert(pid, held);
+        }
+    }
+    for entry in fs::read_dir(cgroup).into_iter().flatten().filter_map(std::result::Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), processes, depth + 1);
+        }
+    }
+}
+
+fn hold(pid: i32) -> Option<Held> {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
+    let stat = openat(&directory, "stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let text = read_small(stat)?;
+    // The name in parentheses may hold anything.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let parent = fields.get(1)?.parse().ok()?;
+    let threads: u32 = fields.get(17)?.parse().ok()?;
+    let headless = fields.first() == Some(&"Z") && threads > 1;
+    Some(Held { pid, parent, headless, directory })
+}
+
+fn read_small(file: OwnedFd) -> Option<String> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    fs::File::from(file).take(4096).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether a process, by any of its threads, holds the socket; `None` when that
+/// cannot be told.
+fn holds(process: &Held, wanted: &str) -> Option<bool> {
+    if process.headless {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // Threads may have tables of their own (clone(2) without CLONE_FILES).
+    let Ok(Ok(tasks)) = openat(&process.directory, "task", flags, Mode::empty()).map(Dir::new)
+    else {
+        // Ended meanwhile: it holds nothing any more.
+        return Some(false);
+    };
+    let mut held = false;
+    for task in tasks.filter_map(std::result::Result::ok) {
+        let name = task.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        let descriptors =
+            match openat(&process.directory, format!("task/{name}/fd"), flags, Mode::empty()) {
+                Ok(descriptors) => descriptors,
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => continue,
+                Err(_) => return None,
+            };
+        let mut seen = 0;
+        let listing = Dir::read_from(descriptors.as_fd()).ok()?;
+        for entry in listing.filter_map(std::result::Result::ok) {
+            seen += 1;
+            if seen > MAX_DESCRIPTORS {
+                return None;
+            }
+            let Ok(target) = readlinkat(&descriptors, entry.file_name(), Vec::new()) else {
+                continue;
+            };
+            if target.as_bytes() == wanted.as_bytes() {
+                held = true;
+            } else if target.as_bytes().starts_with(b"socket:")
+                && carries_descriptors(process, &name, &entry.file_name().to_string_lossy())
+            {
+                // A descriptor parked in a unix socket belongs to whoever
+                // takes it out.
+                return None;
+            }
+        }
+    }
+    Some(held)
+}
+
+/// Whether descriptors wait in a unix socket's queue (`scm_fds` of
+/// /proc/PID/fdinfo, since Linux 5.8). A socket that cannot be examined any
+/// more has been closed.
+fn carries_descriptors(process: &Held, task: &str, descriptor: &str) -> bool {
+    let path = format!("task/{task}/fdinfo/{descriptor}");
+    let opened = openat(&process.directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let Some(text) = opened.ok().and_then(read_small) else { return false };
+    text.lines()
+        .find_map(|line| line.strip_prefix("scm_fds:"))
+        .is_some_and(|count| count.trim() != "0")
+}
+
+fn describe(process: &Held, processes: &HashMap<i32, Held>, inits: &[i32]) -> Process {
+    let mut ancestors = Vec::new();
+    let mut current = process;
+    while ancestors.len() < MAX_ANCESTORS && !inits.contains(&current.pid) {
+        let Some(parent) = processes.get(&current.parent) else { break };
+        ancestors.push(executable(parent));
+        current = parent;
+    }
+    Process { binary: executable(process), ancestors }
+}
+
+/// The target of `/proc/PID/exe`. A file without a name any more (deleted,
+/// memfd) is marked so that no path of a policy can mean it.
+fn executable(process: &Held) -> String {
+    let Ok(target) = readlinkat(&process.directory, "exe", Vec::new()) else {
+        return "(unknown)".to_owned();
+    };
+    let mut path = target.to_string_lossy().into_owned();
+    if path.len() > MAX_PATH_BYTES {
+        return "(too long)".to_owned();
+    }
+    // Following the link reaches the very inode that runs.
+    let named =
+        statat(&process.directory, "exe", AtFlags::empty()).is_ok_and(|stat| stat.st_nlink > 0);
+    if !named {
+        path.insert_str(0, "(deleted) ");
+    }
+    path
+}

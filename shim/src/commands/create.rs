@@ -1,0 +1,420 @@
+//! create, start and run.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nemoclaw_spec::control::{Member, Names, SandboxConfig};
+use nemoclaw_spec::plan::{HostFacts, ImageView as _, Plan, harden};
+use nemoclaw_spec::policy::{Binaries, Policy};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::delete;
+use crate::cli::{Create, Invocation, Run};
+use crate::image::Image;
+use crate::init::{ConfinedInit, Filters, Outcome};
+use crate::policy::{self, Selected};
+use crate::proxy::{self, Starting};
+use crate::report::{CodedError, Report};
+use crate::store::{Entry, Record, VERSION, start_time};
+use crate::{bundle, cgroups, exec, facts, mounts, net, reexec, stdio, steps};
+
+/// Creates a container; on any failure nothing is left of it.
+pub(super) fn create(invocation: &Invocation, args: &Create) -> Result<()> {
+    reexec::protect()?;
+    launch(invocation, args, true).map(|_pid| ())
+}
+
+fn launch(invocation: &Invocation, args: &Create, detached: bool) -> Result<i32> {
+    let report = invocation.report();
+    let entry = Entry::new(&invocation.root, &args.id)?;
+    let spec = bundle::read(&args.bundle)?;
+    steps::reached("create:parsed");
+    let selected = policy::select(invocation.policy.as_deref())?;
+    steps::reached("create:policy");
+    let image = Image::open(&bundle::rootfs(&args.bundle, &spec)?)?;
+    let host = facts::gather(&spec);
+    let plan = plan(invocation, &spec, &selected, &image, &host)?;
+    steps::reached("create:planned");
+    entry.make()?;
+    steps::reached("create:entry");
+    let sandbox = Sandbox { entry, report, args, spec, selected, image, host, plan, detached };
+    let result = sandbox.create(invocation);
+    if result.is_err() {
+        sandbox.undo(&invocation.root);
+    }
+    result
+}
+
+fn plan(
+    invocation: &Invocation,
+    spec: &Spec,
+    selected: &Selected,
+    image: &Image,
+    host: &HostFacts,
+) -> Result<Plan> {
+    image.refuse_linked_mount_points()?;
+    if invocation.observes() {
+        return Ok(Plan::observe(spec));
+    }
+    Plan::resolve(spec, &selected.policy, image, host)
+        .map_err(|invalid| anyhow!(CodedError { code: 3, message: format!("refused: {invalid}") }))
+}
+
+/// A container on its way into existence.
+struct Sandbox<'a> {
+    entry: Entry,
+    report: Report,
+    args: &'a Create,
+    spec: Spec,
+    selected: Selected,
+    image: Image,
+    host: HostFacts,
+    plan: Plan,
+    detached: bool,
+}
+
+impl Sandbox<'_> {
+    /// Path (a) of the product, from plan to a container that waits for start.
+    fn create(&self, invocation: &Invocation) -> Result<i32> {
+        let id = &self.entry.id;
+        let filters = Filters::compile(&self.plan).context("seccomp")?;
+        steps::reached("create:filters");
+        for directory in &self.plan.make_directories {
+            self.image.make_directory(directory)?;
+        }
+        steps::reached("create:directories");
+        let rootfs = self.image.path().to_owned();
+        let cgroups = format!("/nemoclaw-containers/{id}");
+        let hardened = harden(
+            self.spec.clone(),
+            &self.plan,
+            &rootfs.display().to_string(),
+            &cgroups,
+            facts::cgroup_v1(),
+        );
+        let shadow = bundle::write(&self.entry, hardened, &rootfs)?;
+        steps::reached("create:bundle");
+        self.entry.save_plan(&self.plan)?;
+        steps::reached("create:plan-saved");
+        let mut record = self.record(invocation, rootfs)?;
+        self.entry.save(&record)?;
+        steps::reached("create:record-saved");
+        let joined = self.joined_namespace()?;
+        let mut starting = match &joined {
+            Some(path) if proxy::alive(&proxy::directory(proxy::inode(path)?)) => None,
+            _ => Some(Starting::spawn()?),
+        };
+        steps::reached("create:proxy-spawned");
+        let pid = match self.build(invocation, &shadow, filters) {
+            Ok(pid) => pid,
+            Err(error) => {
+                if let Some(starting) = &mut starting {
+                    starting.end();
+                }
+                return Err(error);
+            }
+        };
+        steps::reached("create:built");
+        record.pid = pid;
+        record.start_time = start_time(pid).unwrap_or_default();
+        record.cgroup = cgroups::path_of(pid).filter(|_| facts::cgroup_v1());
+        if let Some(path) = &record.cgroup {
+            cgroups::join(pid, path);
+        }
+        if self.plan.confined {
+            mounts::verify(pid, &self.spec, &self.host, &self.plan.masked)?;
+            mounts::restrict_root(pid)?;
+        }
+        self.give_terminal(pid)?;
+        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let inode = proxy::inode(&netns)?;
+        record.sandbox = (inode != proxy::inode(Path::new("/proc/self/ns/net"))?)
+            .then(|| proxy::directory(inode));
+        self.entry.save(&record)?;
+        steps::reached("create:pid-saved");
+        record.first = starting.is_some();
+        match (&record.sandbox, starting) {
+            (Some(directory), starting) => self.attach(pid, inode, directory, starting)?,
+            // Nothing can be recorded in a namespace that is the host's.
+            (None, Some(mut starting)) if invocation.observes() => starting.end(),
+            (None, starting) => {
+                if let Some(mut starting) = starting {
+                    starting.end();
+                }
+                bail!(
+                    "the container shares the host's network namespace; start it without --network host"
+                );
+            }
+        }
+        record.locked = true;
+        self.entry.save(&record)?;
+        if let Some(socket) = &self.args.pidfd_socket {
+            exec::send_pidfd(socket, pid)?;
+        }
+        for note in &self.plan.notes {
+            self.report.note(&format!("nemoclaw {id}: {note}"));
+        }
+        steps::reached("create:done");
+        Ok(pid)
+    }
+
+    fn record(&self, invocation: &Invocation, rootfs: PathBuf) -> Result<Record> {
+        let bundle = fs::canonicalize(&self.args.bundle).context("cannot find the bundle")?;
+        Ok(Record {
+            version: VERSION,
+            id: self.entry.id.clone(),
+            bundle,
+            rootfs,
+            pid: 0,
+            start_time: 0,
+            created: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+            sandbox: None,
+            confined: self.plan.confined,
+            first: false,
+            locked: false,
+            cgroup: None,
+            systemd_cgroup: invocation.systemd_cgroup,
+            annotations: self.spec.annotations().clone().unwrap_or_default(),
+        })
+    }
+
+    /// Path of a network namespace that the engine wants joined. One that runs
+    /// somebody else's processes is refused: they would be neither confined nor
+    /// expecting to be cut off.
+    fn joined_namespace(&self) -> Result<Option<PathBuf>> {
+        let namespaces =
+            self.spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+        let path = namespaces
+            .filter(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+            .find_map(|namespace| namespace.path().clone());
+        let Some(path) = path else { return Ok(None) };
+        let of_process = path.starts_with("/proc");
+        if of_process
+            && !proxy::alive(&proxy::directory(proxy::inode(&path)?))
+            && self.plan.confined
+        {
+            bail!(CodedError {
+                code: 3,
+                message: format!(
+                    "refused: network: {} belongs to a container that nemoclaw does not confine; start both with this runtime",
+                    path.display()
+                ),
+            });
+        }
+        if self.plan.confined && proxy::observes(&proxy::directory(proxy::inode(&path)?)) {
+            bail!(CodedError {
+                code: 3,
+                message: "refused: network: the container to join is only observed, not confined"
+                    .to_owned(),
+            });
+        }
+        Ok(Some(path))
+    }
+
+    /// Lets libcontainer make the container; init waits at the end of it.
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the builders' types are private to libcontainer"
+    )]
+    fn build(&self, invocation: &Invocation, shadow: &Path, filters: Filters) -> Result<i32> {
+        if self.plan.confined {
+            stdio::give_pipes(self.plan.identity.uid);
+        }
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let executor = ConfinedInit::new(self.plan.clone(), filters, writer);
+        // libcontainer changes directory for its sockets; its paths must be absolute.
+        let console = self.args.console_socket.as_ref().map(std::path::absolute).transpose()?;
+        let pid_file = self.args.pid_file.as_ref().map(std::path::absolute).transpose()?;
+        let root = std::path::absolute(&invocation.root)?;
+        let built = ContainerBuilder::new(self.entry.id.clone(), SyscallType::default())
+            .with_executor(executor)
+            .with_root_path(root)
+            .and_then(|builder| builder.with_pid_file(pid_file))
+            .map(|builder| {
+                builder.with_console_socket(console).with_preserved_fds(self.args.preserve_fds)
+            })
+            .and_then(|builder| builder.validate_id())
+            .map(|builder| {
+                builder
+                    .as_init(shadow)
+                    .with_systemd(invocation.systemd_cgroup)
+                    .with_detach(self.detached)
+                    .with_no_pivot(self.args.no_pivot)
+            })
+            .and_then(|builder| builder.build());
+        match built {
+            Ok(container) => {
+                let pid = container.pid().context("libcontainer tells no pid")?;
+                Ok(pid.as_raw())
+            }
+            Err(error) => Err(explain(anyhow!(error), reader)),
+        }
+    }
+
+    /// Locks the namespace and puts the proxy in charge of it.
+    fn attach(
+        &self,
+        pid: i32,
+        inode: u64,
+        directory: &Path,
+        starting: Option<Starting>,
+    ) -> Result<()> {
+        let observe = !self.plan.confined;
+        let member = Member { id: self.entry.id.clone(), pid, cgroup: String::new() };
+        let Some(mut starting) = starting else {
+            return proxy::join(directory, &member).context("cannot join the sandbox");
+        };
+        let prepared = File::open(format!("/proc/{pid}/ns/net"))
+            .context("cannot open the container's network namespace")
+            .and_then(|netns| {
+                steps::reached("create:namespace");
+                net::lock(
+                    &netns,
+                    if observe {
+                        net::Kind::Observed
+                    } else {
+                        net::Kind::Locked { engine_resolver: !self.plan.allow_root }
+                    },
+                )?;
+                steps::reached("create:locked");
+                proxy::make_directory(directory)?;
+                steps::reached("create:sandbox-directory");
+                Ok(netns)
+            });
+        match prepared {
+            Ok(netns) => starting
+                .serve(&self.configuration(inode, observe), &netns, &member)
+                .context("cannot start the sandbox's proxy"),
+            Err(error) => {
+                starting.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// The terminal belongs to who types into it; libcontainer leaves it root's.
+    fn give_terminal(&self, pid: i32) -> Result<()> {
+        let terminal = self.spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal);
+        if !self.plan.confined || !terminal.unwrap_or_default() {
+            return Ok(());
+        }
+        stdio::give_terminal(&format!("/proc/{pid}/fd/0"), self.plan.identity.uid)
+            .context("cannot give the terminal to the container's user")
+    }
+
+    fn configuration(&self, inode: u64, observe: bool) -> SandboxConfig {
+        let aliases = aliases(&self.selected.policy, &self.image);
+        let mut config =
+            proxy::configuration(&self.entry.id, &self.selected, aliases, inode, observe);
+        config.hosts = facts::hosts(&self.spec);
+        (config.resolvers, config.search) = facts::resolvers(&self.spec);
+        config
+    }
+
+    /// Removes everything that was made; the first error is the one told.
+    fn undo(&self, root: &Path) {
+        if let Err(error) = delete::delete(root, &self.entry.id, true) {
+            self.report.note(&format!("cleaning up after the failure: {error:#}"));
+        }
+    }
+}
+
+/// Paths of policy that are symbolic links in the image, and their targets.
+fn aliases(policy: &Policy, image: &Image) -> HashMap<String, String> {
+    let mut aliases = HashMap::new();
+    for rule in &policy.rules {
+        let Binaries::Listed(patterns) = &rule.binaries else { continue };
+        for pattern in patterns.iter().filter(|pattern| pattern.is_literal()) {
+            let real = image.look(pattern.as_str()).map(|fact| fact.real);
+            // What the sandbox can write must not come to mean what policy names.
+            let writable =
+                ["/tmp/", "/var/tmp/", "/sandbox/", "/home/", "/dev/", "/run/", "/proc/"];
+            let real = real.filter(|real| !writable.iter().any(|place| real.starts_with(place)));
+            if let Some(real) = real.filter(|real| real != pattern.as_str()) {
+                aliases.insert(pattern.as_str().to_owned(), real);
+            }
+        }
+    }
+    aliases
+}
+
+/// Init's own words for a failure are better than libcontainer's.
+fn explain(error: anyhow::Error, reader: OwnedFd) -> anyhow::Error {
+    // Init has written before libcontainer failed; never wait for more.
+    let mut text = vec![0; 16 * 1024];
+    let ready = rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK).is_ok();
+    let length = if ready { rustix::io::read(&reader, &mut text).unwrap_or(0) } else { 0 };
+    text.truncate(length);
+    drop(reader);
+    let outcome = serde_json::from_slice::<Outcome>(&text).ok();
+    match outcome
+        .and_then(|outcome| outcome.error.map(|message| CodedError { code: outcome.code, message }))
+    {
+        Some(coded) => anyhow!(coded),
+        None => error.context("unable to create the container"),
+    }
+}
+
+/// Lets init run the user's program.
+pub(super) fn start(root: &Path, id: &str) -> Result<()> {
+    let entry = Entry::new(root, id)?;
+    let mut container = entry.load()?;
+    let record = entry.record()?;
+    record.require_locked()?;
+    if !container.can_start() {
+        bail!(
+            "cannot start a container in the {} state",
+            container.status().to_string().to_ascii_lowercase()
+        );
+    }
+    if let Some(sandbox) = record.sandbox.filter(|_| record.first) {
+        // podman writes these files between create and start.
+        let spec = bundle::read(&entry.directory.join("bundle"))?;
+        let (resolvers, search) = facts::resolvers(&spec);
+        let names = Names { hosts: facts::hosts(&spec), resolvers, search };
+        proxy::rename(&sandbox, names).context("cannot reach the sandbox's proxy")?;
+    }
+    container.start().context("cannot start the container")
+}
+
+/// create, start, and unless detached wait and delete.
+pub(super) fn run(invocation: &Invocation, args: &Run) -> Result<ExitCode> {
+    reexec::protect()?;
+    let root = &invocation.root;
+    let id = &args.create.id;
+    if !args.detach {
+        let terminal = bundle::read(&args.create.bundle)?
+            .process()
+            .as_ref()
+            .and_then(oci_spec::runtime::Process::terminal)
+            .unwrap_or_default();
+        if terminal && args.create.console_socket.is_none() {
+            bail!(
+                "a foreground run with a terminal needs --console-socket; or set `terminal: false` in config.json"
+            );
+        }
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .context("cannot become the parent of the container's processes")?;
+    }
+    let pid = launch(invocation, &args.create, args.detach)?;
+    if let Err(error) = start(root, id) {
+        let _removed = delete::delete(root, id, true);
+        return Err(error);
+    }
+    if args.detach {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let code = exec::wait_for(pid)?;
+    if !args.keep {
+        delete::delete(root, id, true)?;
+    }
+    Ok(ExitCode::from(code))
+}

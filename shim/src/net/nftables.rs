@@ -1,0 +1,462 @@
+//! The rules of a locked namespace, written to the kernel in one batch
+//! (nf_tables netlink, include/uapi/linux/netfilter/nf_tables.h).
+//!
+//! Only packets that carry the proxy's mark, which needs CAP_NET_ADMIN to set,
+//! leave. Everything here is IPv4 and IPv6 alike (family inet).
+
+use std::io;
+
+use nemoclaw_spec::control::{CAPTURE_PORT, DNS_PORT, INBOUND_MARK, PACKET_MARK, POOL_V4, POOL_V6};
+use nix::sys::socket::SockProtocol;
+
+use super::netlink::{ACK, APPEND, Buffer, CREATE, EXCLUSIVE, REQUEST, exchange};
+
+const TABLE: &str = "nemoclaw";
+const FAMILY_INET: u8 = 1;
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const DELETE_TABLE: u16 = (SUBSYSTEM << 8) | 2;
+const NEW_CHAIN: u16 = (SUBSYSTEM << 8) | 3;
+const NEW_RULE: u16 = (SUBSYSTEM << 8) | 6;
+
+const HOOK_INPUT: u32 = 1;
+const HOOK_FORWARD: u32 = 2;
+const HOOK_OUTPUT: u32 = 3;
+const HOOK_POSTROUTING: u32 = 4;
+/// Before Docker's own chains, which sit at -100.
+const BEFORE_DOCKER: i32 = -110;
+
+/// After every chain that could still change a packet.
+const AFTER_ALL: i32 = 300;
+
+const DROP: u32 = 0;
+const ACCEPT: u32 = 1;
+const RETURN: u32 = 0xffff_fffb;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+/// Docker's resolver inside the namespace; it forwards to the outside.
+const DOCKER_RESOLVER: [u8; 4] = [127, 0, 0, 11];
+
+/// What the rules are for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// Nothing leaves but the proxy's packets.
+    Locked {
+        /// Whether sockets of the host's root in this namespace are the
+        /// engine's resolver and nothing else: no process of the sandbox can
+        /// be root. Docker 20.10 forwards names from inside the namespace.
+        engine_resolver: bool,
+    },
+    /// Connections are recorded; nothing is closed but metadata services.
+    Observed,
+}
+
+/// # Errors
+/// When the kernel refuses the batch; nothing of it is in force then.
+pub(super) fn install(kind: Kind) -> io::Result<()> {
+    match write(kind, false) {
+        // A namespace that an engine made and we locked before: replace.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => write(kind, true),
+        other => other,
+    }
+}
+
+fn write(kind: Kind, replace: bool) -> io::Result<()> {
+    let mut batch = Batch::default();
+    batch.bracket(BATCH_BEGIN);
+    if replace {
+        batch.add(DELETE_TABLE, 0, |m| m.text(1, TABLE));
+    }
+    batch.add(NEW_TABLE, CREATE | EXCLUSIVE, |m| m.text(1, TABLE));
+    match kind {
+        Kind::Observed => observed(&mut batch),
+        Kind::Locked { engine_resolver } => locked(&mut batch, engine_resolver),
+    }
+    batch.bracket(BATCH_END);
+    exchange(SockProtocol::NetlinkNetFilter, &batch.buffer, batch.answers)
+}
+
+fn locked(batch: &mut Batch, engine_resolver: bool) {
+    batch.chain("capture", "nat", HOOK_OUTPUT, BEFORE_DOCKER, ACCEPT);
+    if engine_resolver {
+        for protocol in [UDP, TCP] {
+            batch.rule("capture", |r| {
+                r.of_host_root().protocol_is(protocol).port_is(53).verdict(RETURN)
+            });
+        }
+    }
+    capture_rules(batch);
+    batch.chain("output", "filter", HOOK_OUTPUT, 0, DROP);
+    batch.rule("output", |r| {
+        r.mark_is(PACKET_MARK).set_connection_mark(PACKET_MARK).verdict(ACCEPT)
+    });
+    batch.rule("output", |r| r.connection_mark_is(INBOUND_MARK).verdict(ACCEPT));
+    if engine_resolver {
+        for protocol in [UDP, TCP] {
+            batch.rule("output", |r| {
+                r.of_host_root()
+                    .protocol_is(protocol)
+                    .port_is(53)
+                    .set_connection_mark(PACKET_MARK)
+                    .verdict(ACCEPT)
+            });
+        }
+    }
+    // Who binds the resolver's address answers questions that the proxy asks:
+    // only the flows the proxy began may come from there.
+    batch.rule("output", |r| {
+        r.network_is(NFPROTO_IPV4)
+            .source4(DOCKER_RESOLVER)
+            .connection_mark_is_not(PACKET_MARK)
+            .verdict(DROP)
+    });
+    // Asked directly, Docker's resolver would carry questions to the outside.
+    batch.rule("output", |r| {
+        r.network_is(NFPROTO_IPV4).daddr4(DOCKER_RESOLVER, 32).protocol_is(TCP).reject_tcp()
+    });
+    batch.rule("output", |r| r.network_is(NFPROTO_IPV4).daddr4(DOCKER_RESOLVER, 32).reject());
+    batch.rule("output", |r| r.destination_is_local().verdict(ACCEPT));
+    batch.rule("output", |r| r.neighbour_discovery().verdict(ACCEPT));
+    batch.rule("output", |r| r.protocol_is(TCP).reject_tcp());
+    batch.rule("output", Rule::reject);
+    // Where a packet really goes is known after routing: a socket bound to an
+    // interface (SO_BINDTODEVICE, IP_UNICAST_IF) takes local addresses outside.
+    batch.chain("leave", "filter", HOOK_POSTROUTING, AFTER_ALL, DROP);
+    batch.rule("leave", |r| r.leaves_by_loopback().verdict(ACCEPT));
+    batch.rule("leave", |r| r.mark_is(PACKET_MARK).verdict(ACCEPT));
+    batch.rule("leave", |r| r.connection_mark_is(PACKET_MARK).of_host_root().verdict(ACCEPT));
+    batch.rule("leave", |r| r.connection_mark_is(INBOUND_MARK).verdict(ACCEPT));
+    batch.rule("leave", |r| r.neighbour_discovery().verdict(ACCEPT));
+    batch.chain("input", "filter", HOOK_INPUT, 0, DROP);
+    // Answers of a resolver outside do not come over loopback: a sandbox that
+    // takes its address must not answer the proxy.
+    batch.rule("input", |r| {
+        r.via_loopback()
+            .network_is(NFPROTO_IPV6)
+            .protocol_is(UDP)
+            .connection_mark_is(PACKET_MARK)
+            .verdict(DROP)
+    });
+    batch.rule("input", |r| {
+        r.via_loopback()
+            .network_is(NFPROTO_IPV4)
+            .protocol_is(UDP)
+            .connection_mark_is(PACKET_MARK)
+            .in_reply()
+            .source4_is_not(DOCKER_RESOLVER)
+            .verdict(DROP)
+    });
+    batch.rule("input", |r| r.via_loopback().verdict(ACCEPT));
+    batch.rule("input", |r| r.connection_mark_is(PACKET_MARK).verdict(ACCEPT));
+    batch.rule("input", |r| r.connection_mark_is(INBOUND_MARK).verdict(ACCEPT));
+    batch.rule("input", |r| r.neighbour_discovery().verdict(ACCEPT));
+    // Published ports and neighbours; replies leave by this mark only.
+    batch.rule("input", |r| {
+        r.protocol_is(TCP)
+            .opens_connection()
+            .connection_is_new()
+            .set_connection_mark(INBOUND_MARK)
+            .verdict(ACCEPT)
+    });
+    batch.chain("forward", "filter", HOOK_FORWARD, 0, DROP);
+}
+
+/// Under `observe` connections pass through the proxy to be recorded, and
+/// nothing else is stopped.
+fn observed(batch: &mut Batch) {
+    batch.chain("capture", "nat", HOOK_OUTPUT, BEFORE_DOCKER, ACCEPT);
+    capture_rules(batch);
+    // Metadata services stay closed even to observed containers.
+    batch.chain("output", "filter", HOOK_OUTPUT, 0, ACCEPT);
+    batch.rule("output", |r| r.network_is(NFPROTO_IPV4).daddr4([169, 254, 169, 254], 32).reject());
+}
+
+fn capture_rules(batch: &mut Batch) {
+    let chain = "capture";
+    batch.rule(chain, |r| r.mark_is(PACKET_MARK).verdict(RETURN));
+    batch.rule(chain, |r| r.protocol_is(UDP).port_is(53).redirect(DNS_PORT));
+    batch.rule(chain, |r| r.protocol_is(TCP).port_is(53).redirect(DNS_PORT));
+    // Before the rule on local destinations: the pools are routed as local.
+    batch.rule(chain, |r| {
+        r.network_is(NFPROTO_IPV4)
+            .daddr4(POOL_V4.0.octets(), POOL_V4.1)
+            .protocol_is(TCP)
+            .redirect(CAPTURE_PORT)
+    });
+    batch.rule(chain, |r| {
+        r.network_is(NFPROTO_IPV6)
+            .daddr6(POOL_V6.0.octets(), POOL_V6.1)
+            .protocol_is(TCP)
+            .redirect(CAPTURE_PORT)
+    });
+    batch.rule(chain, |r| r.destination_is_local().verdict(RETURN));
+    batch.rule(chain, |r| r.protocol_is(TCP).redirect(CAPTURE_PORT));
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    buffer: Buffer,
+    answers: usize,
+}
+
+impl Batch {
+    /// The begin or end of the transaction.
+    fn bracket(&mut self, kind: u16) {
+        self.buffer.message(kind, REQUEST, |m| {
+            // struct nfgenmsg: family, version, subsystem in network order.
+            m.raw(&[0, 0]);
+            m.raw(&SUBSYSTEM.to_be_bytes());
+        });
+    }
+
+    fn add(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Buffer)) {
+        self.answers += 1;
+        self.buffer.message(kind, REQUEST | ACK | flags, |m| {
+            m.raw(&[FAMILY_INET, 0, 0, 0]);
+            fill(m);
+        });
+    }
+
+    fn chain(&mut self, name: &str, kind: &str, hook: u32, priority: i32, policy: u32) {
+        self.add(NEW_CHAIN, CREATE, |m| {
+            m.text(1, TABLE);
+            m.text(3, name);
+            m.nest(4, |hook_attribute| {
+                hook_attribute.be32(1, hook);
+                hook_attribute.be32(2, priority.cast_unsigned());
+            });
+            m.be32(5, policy);
+            m.text(7, kind);
+        });
+    }
+
+    fn rule(&mut self, chain: &str, expressions: impl FnOnce(Rule) -> Rule) {
+        let rule = expressions(Rule::default());
+        self.add(NEW_RULE, CREATE | APPEND, |m| {
+            m.text(1, TABLE);
+            m.text(2, chain);
+            m.nest(4, |list| rule.0.into_iter().for_each(|expression| expression(list)));
+        });
+    }
+}
+
+type Expression = Box<dyn FnOnce(&mut Buffer)>;
+
+/// Expressions of one rule; register 1 carries values between them.
+#[derive(Default)]
+struct Rule(Vec<Expression>);
+
+const META_MARK: u32 = 3;
+const META_IIF: u32 = 4;
+const META_OIF: u32 = 5;
+const META_SKUID: u32 = 10;
+const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
+
+impl Rule {
+    fn expression(mut self, name: &'static str, fill: impl FnOnce(&mut Buffer) + 'static) -> Self {
+        self.0.push(Box::new(move |list| {
+            list.nest(1, |element| {
+                element.text(1, name);
+                element.nest(2, fill);
+            });
+        }));
+        self
+    }
+
+    fn meta(self, key: u32) -> Self {
+        self.expression("meta", move |e| {
+            e.be32(1, 1);
+            e.be32(2, key);
+        })
+    }
+
+    fn compare(self, operation: u32, value: Vec<u8>) -> Self {
+        self.expression("cmp", move |e| {
+            e.be32(1, 1);
+            e.be32(2, operation);
+            e.nest(3, |data| data.attribute(1, &value));
+        })
+    }
+
+    fn payload(self, base: u32, offset: u32, length: u32) -> Self {
+        self.expression("payload", move |e| {
+            e.be32(1, 1);
+            e.be32(2, base);
+            e.be32(3, offset);
+            e.be32(4, length);
+        })
+    }
+
+    fn mask(self, mask: Vec<u8>) -> Self {
+        self.expression("bitwise", move |e| {
+            e.be32(1, 1);
+            e.be32(2, 1);
+            e.be32(3, u32::try_from(mask.len()).unwrap_or_default());
+            e.nest(4, |data| data.attribute(1, &mask));
+            e.nest(5, |data| data.attribute(1, &vec![0; mask.len()]));
+        })
+    }
+
+    fn connection(self, key: u32) -> Self {
+        self.expression("ct", move |e| {
+            e.be32(1, 1);
+            e.be32(2, key);
+        })
+    }
+
+    fn mark_is(self, mark: u32) -> Self {
+        self.meta(META_MARK).compare(EQUAL, mark.to_ne_bytes().to_vec())
+    }
+
+    fn connection_mark_is(self, mark: u32) -> Self {
+        self.connection(3).compare(EQUAL, mark.to_ne_bytes().to_vec())
+    }
+
+    fn connection_is_new(self) -> Self {
+        const NEW: u32 = 8;
+        self.connection(0).mask(NEW.to_ne_bytes().to_vec()).compare(NOT_EQUAL, vec![0; 4])
+    }
+
+    /// SYN alone. Connection tracking takes up flows in the middle too, and such
+    /// a flow would be a channel that no connection ever opened.
+    fn opens_connection(self) -> Self {
+        const FLAGS: u8 = 0x17; // FIN, SYN, RST, ACK
+        const SYN: u8 = 0x02;
+        self.payload(2, 13, 1).mask(vec![FLAGS]).compare(EQUAL, vec![SYN])
+    }
+
+    fn set_connection_mark(self, mark: u32) -> Self {
+        self.expression("immediate", move |e| {
+            e.be32(1, 1);
+            e.nest(2, |data| data.attribute(1, &mark.to_ne_bytes()));
+        })
+        .expression("ct", |e| {
+            e.be32(2, 3);
+            e.be32(4, 1);
+        })
+    }
+
+    fn via_loopback(self) -> Self {
+        // The loopback interface has index 1 in every namespace.
+        self.meta(META_IIF).compare(EQUAL, 1_u32.to_ne_bytes().to_vec())
+    }
+
+    fn leaves_by_loopback(self) -> Self {
+        self.meta(META_OIF).compare(EQUAL, 1_u32.to_ne_bytes().to_vec())
+    }
+
+    /// Sent by a socket of uid 0 of the host.
+    fn of_host_root(self) -> Self {
+        self.meta(META_SKUID).compare(EQUAL, vec![0; 4])
+    }
+
+    fn in_reply(self) -> Self {
+        const DIRECTION: u32 = 1;
+        self.connection(DIRECTION).compare(EQUAL, vec![1])
+    }
+
+    fn connection_mark_is_not(self, mark: u32) -> Self {
+        self.connection(3).compare(NOT_EQUAL, mark.to_ne_bytes().to_vec())
+    }
+
+    fn source4(self, address: [u8; 4]) -> Self {
+        self.payload(1, 12, 4).compare(EQUAL, address.to_vec())
+    }
+
+    fn source4_is_not(self, address: [u8; 4]) -> Self {
+        self.payload(1, 12, 4).compare(NOT_EQUAL, address.to_vec())
+    }
+
+    fn network_is(self, family: u8) -> Self {
+        self.meta(META_NFPROTO).compare(EQUAL, vec![family])
+    }
+
+    fn protocol_is(self, protocol: u8) -> Self {
+        self.meta(META_L4PROTO).compare(EQUAL, vec![protocol])
+    }
+
+    fn port_is(self, port: u16) -> Self {
+        self.payload(2, 2, 2).compare(EQUAL, port.to_be_bytes().to_vec())
+    }
+
+    fn daddr4(self, address: [u8; 4], prefix: u8) -> Self {
+        self.payload(1, 16, 4).prefix(&address, prefix)
+    }
+
+    fn daddr6(self, address: [u8; 16], prefix: u8) -> Self {
+        self.payload(1, 24, 16).prefix(&address, prefix)
+    }
+
+    fn prefix(self, address: &[u8], prefix: u8) -> Self {
+        let mask: Vec<u8> = (0..address.len())
+            .map(|n| {
+                let bits = usize::from(prefix).saturating_sub(n * 8).min(8);
+                u8::try_from(0xff00_u32 >> bits & 0xff).unwrap_or_default()
+            })
+            .collect();
+        let network = address.iter().zip(&mask).map(|(byte, mask)| byte & mask).collect();
+        self.mask(mask).compare(EQUAL, network)
+    }
+
+    fn destination_is_local(self) -> Self {
+        const RTN_LOCAL: u32 = 2;
+        const RESULT_ADDRESS_TYPE: u32 = 3;
+        const FLAG_DESTINATION: u32 = 2;
+        self.expression("fib", |e| {
+            e.be32(1, 1);
+            e.be32(2, RESULT_ADDRESS_TYPE);
+            e.be32(3, FLAG_DESTINATION);
+        })
+        .compare(EQUAL, RTN_LOCAL.to_ne_bytes().to_vec())
+    }
+
+    /// Router and neighbour solicitation and advertisement (RFC 4861).
+    fn neighbour_discovery(self) -> Self {
+        self.network_is(NFPROTO_IPV6)
+            .protocol_is(ICMPV6)
+            .payload(2, 0, 1)
+            .compare(AT_LEAST, vec![133])
+            .compare(AT_MOST, vec![136])
+    }
+
+    fn redirect(self, port: u16) -> Self {
+        self.expression("immediate", move |e| {
+            e.be32(1, 1);
+            e.nest(2, |data| data.attribute(1, &port.to_be_bytes()));
+        })
+        .expression("redir", |e| e.be32(1, 1))
+    }
+
+    fn verdict(self, code: u32) -> Self {
+        self.expression("immediate", move |e| {
+            e.be32(1, 0);
+            e.nest(2, |data| data.nest(2, |verdict| verdict.be32(1, code)));
+        })
+    }
+
+    fn reject_tcp(self) -> Self {
+        self.expression("reject", |e| {
+            e.be32(1, 1);
+            e.attribute(2, &[0]);
+        })
+    }
+
+    /// Administratively prohibited, ICMP or ICMPv6.
+    fn reject(self) -> Self {
+        self.expression("reject", |e| {
+            e.be32(1, 2);
+            e.attribute(2, &[3]);
+        })
+    }
+}
