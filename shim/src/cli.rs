@@ -14,7 +14,12 @@ use crate::report::Report;
 
 /// An OCI runtime that confines what it starts and polices its egress.
 #[derive(Debug, Parser)]
-#[command(name = "nemoclaw", version, disable_help_subcommand = true)]
+#[command(
+    name = "nemoclaw",
+    version,
+    disable_help_subcommand = true,
+    after_help = "For operators:\n  policy test   Decide one connection as the proxy would\n  policy lint   Check policy files\n  logs          Print audit records"
+)]
 pub(crate) struct Invocation {
     /// Directory for the state of containers
     #[arg(long, default_value = "/run/nemoclaw/oci", value_name = "DIR")]
@@ -37,7 +42,8 @@ pub(crate) struct Invocation {
     /// Accepted for runc's sake
     #[arg(long, value_name = "PATH", hide = true)]
     criu: Option<String>,
-    /// Policy file or name in /etc/nemoclaw/policies; `observe` only records
+    /// Policy: a file by its absolute path, or NAME for
+    /// /etc/nemoclaw/policies/NAME.yaml; `observe` only records
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) policy: Option<String>,
     /// The verb

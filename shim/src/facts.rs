@@ -84,13 +84,38 @@ fn mount(mount: &Mount) -> MountFact {
     MountFact {
         directory: metadata.is_dir(),
         socket: metadata.file_type().is_socket(),
-        exposes: exposed_by(&real, (metadata.dev(), metadata.ino())),
+        exposes: {
+            let mut exposes = exposed_by(&real, (metadata.dev(), metadata.ino()));
+            if exposes.is_empty() && metadata.is_dir() {
+                exposes = listeners_below(&real);
+            }
+            exposes
+        },
         device: metadata.dev(),
         inode: metadata.ino(),
         uid: metadata.uid(),
         gid: metadata.gid(),
         source: real.display().to_string(),
     }
+}
+
+/// Sockets in a directory that some program of the host listens on
+/// (proc_net_unix(5)): no Landlock ABI here governs connecting to them.
+fn listeners_below(directory: &Path) -> Vec<String> {
+    const LISTENING: &str = "00010000";
+    let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let listening = fields.nth(3)? == LISTENING;
+            let path = fields.nth(3)?;
+            listening.then_some(path)
+        })
+        .filter(|path| path.starts_with('/'))
+        .filter(|path| fs::canonicalize(path).is_ok_and(|real| real.starts_with(directory)))
+        .take(4)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// By path, and by what the path leads to: a volume may be a bind of `/`.

@@ -210,7 +210,7 @@ impl Reason {
             Self::Malformed => "the request makes no sense to the proxy",
             Self::NoEndpoint => "no rule names this host and port",
             Self::NoSuchHost => "the name does not exist",
-            Self::UpstreamUnreachable => "the server did not answer",
+            Self::UpstreamUnreachable => "the server could not be reached",
         }
     }
 }
@@ -411,8 +411,21 @@ fn deny(reason: Reason, nearest: Option<RuleRef>) -> Decision {
     Decision::Deny(Denial { reason, nearest })
 }
 
-/// The YAML an operator could add to allow what was refused.
-pub fn remedy(intent: &Intent, caller: &Caller) -> String {
+/// The YAML an operator could add to allow what was refused; `None` where no
+/// rule would help.
+pub fn remedy(intent: &Intent, caller: &Caller, reason: Reason) -> Option<String> {
+    // What no rule can open, or no rule closed, needs no rule.
+    if matches!(
+        reason,
+        Reason::AddressNever
+            | Reason::Internal
+            | Reason::Malformed
+            | Reason::NoSuchHost
+            | Reason::UpstreamUnreachable
+    ) {
+        return None;
+    }
+    let private = if reason == Reason::AddressPrivate { ", private: true" } else { "" };
     let binary = caller.holders.first().map_or("", |holder| holder.binary.as_str());
     let host = match &intent.destination {
         Destination::Host(host) => host.to_string(),
@@ -424,12 +437,12 @@ pub fn remedy(intent: &Intent, caller: &Caller) -> String {
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let binaries =
         if binary.is_empty() { "any".to_owned() } else { format!("[{{path: {}}}]", quote(binary)) };
-    format!(
-        "{}: {{endpoints: [{{host: {}, port: {}}}], binaries: {binaries}}}",
+    Some(format!(
+        "{}: {{endpoints: [{{host: {}, port: {}{private}}}], binaries: {binaries}}}",
         quote(&format!("allow-{host}")),
         quote(&host),
         intent.port,
-    )
+    ))
 }
 
 #[cfg(test)]

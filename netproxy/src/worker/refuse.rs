@@ -82,6 +82,11 @@ pub(super) fn status(reason: Reason) -> u16 {
     }
 }
 
+/// What policy refuses is refused; what the network refuses is not our doing.
+fn verdict(reason: Reason) -> &'static str {
+    if status(reason) == 502 { "allowed by nemoclaw, but it failed" } else { "refused by nemoclaw" }
+}
+
 fn status_line(reason: Reason) -> &'static str {
     match status(reason) {
         400 => "400 Bad Request",
@@ -95,7 +100,7 @@ fn status_line(reason: Reason) -> &'static str {
 pub(super) fn explanation(context: &Context, attempt: &Attempt<'_>, denial: &Denial) -> String {
     let event = &attempt.event;
     let mut text = json!({
-        "error": format!("refused by nemoclaw: {}", denial.reason.sentence()),
+        "error": format!("{}: {}", verdict(denial.reason), denial.reason.sentence()),
         "reason": denial.reason.code(),
         "detail": denial.reason.sentence(),
         "host": event.host,

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 
 /// Operator verbs of nemoclaw.
 #[derive(Debug, Parser)]
-#[command(name = "nemoclaw", version, disable_help_subcommand = true)]
+#[command(name = "nemoclaw", bin_name = "nemoclaw", version, disable_help_subcommand = true)]
 struct Invocation {
     #[command(subcommand)]
     verb: Verb,
@@ -61,6 +61,11 @@ fn main() -> ExitCode {
         Verb::Logs { sandbox, denied } => policy::logs(sandbox.as_deref(), denied),
     };
     result.unwrap_or_else(|error| {
+        // `nemoclaw logs | head` is no failure.
+        let pipe = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if pipe == Some(std::io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
         let _shown = writeln!(std::io::stderr(), "nemoclaw: {error:#}");
         ExitCode::FAILURE
     })

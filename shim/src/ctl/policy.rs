@@ -72,7 +72,7 @@ pub(crate) fn test(args: &Test) -> Result<ExitCode> {
             false,
             denial.nearest.as_ref().map(ToString::to_string),
             Some(denial.reason),
-            Some(remedy(&intent, &caller)),
+            remedy(&intent, &caller, denial.reason),
         ),
     };
     let decision = if allowed { "allow" } else { "deny" };
@@ -90,8 +90,10 @@ pub(crate) fn test(args: &Test) -> Result<ExitCode> {
     } else {
         let rule = rule.unwrap_or_else(|| "no rule".to_owned());
         print(&format!("{decision}: {rule}"))?;
-        if let (Some(reason), Some(yaml)) = (reason, allow_with) {
+        if let Some(reason) = reason {
             print(&format!("  because {} ({})", reason.sentence(), reason.code()))?;
+        }
+        if let Some(yaml) = allow_with {
             print(&format!("  to allow it, add under network_policies: {yaml}"))?;
         }
     }
@@ -146,6 +148,7 @@ pub(crate) fn logs(sandbox: Option<&str>, denied: bool) -> Result<ExitCode> {
         })
         .collect();
     files.sort();
+    let mut lines = Vec::new();
     for file in files {
         let reader = BufReader::new(
             fs::File::open(&file).with_context(|| format!("cannot read {}", file.display()))?,
@@ -153,11 +156,23 @@ pub(crate) fn logs(sandbox: Option<&str>, denied: bool) -> Result<ExitCode> {
         for line in reader.lines() {
             let line = line?;
             if !denied || line.contains("\"decision\":\"deny\"") {
-                print(&line)?;
+                lines.push((time_of(&line), line));
             }
         }
     }
+    lines.sort_by_key(|(time, _)| *time);
+    for (_, line) in lines {
+        print(&line)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// When a record was written, in milliseconds since 1970.
+fn time_of(line: &str) -> u64 {
+    serde_json::from_str::<serde_json::Value>(line)
+        .ok()
+        .and_then(|record| record.get("time_ms").and_then(serde_json::Value::as_u64))
+        .unwrap_or_default()
 }
 
 fn print(text: &str) -> Result<()> {

@@ -139,7 +139,7 @@ fn the_remedy_is_valid_policy_and_flips_the_decision() {
     ] {
         let yaml = format!(
             "version: 1\nnemoclaw: {{}}\nnetwork_policies:\n  {}\n",
-            remedy(&intent, &caller)
+            remedy(&intent, &caller, Reason::NoEndpoint).unwrap()
         );
         let engine = engine(&yaml);
         assert_eq!(reason(engine.decide(&intent, &caller)), None, "{yaml}");

@@ -383,8 +383,13 @@ fn report_unenforced(
     {
         report(place(protocol), &format!("protocol: {}", protocol.value.escape_debug()));
     }
+    if let Some(access) = &written.access
+        && access.value != "full"
+    {
+        report(place(access), &format!("access: {}", access.value.escape_debug()));
+    }
     if let Some(tls) = &written.tls
-        && !matches!(tls.value.as_str(), "skip" | "auto" | "terminate" | "passthrough")
+        && !matches!(tls.value.as_str(), "skip" | "auto" | "passthrough")
     {
         report(place(tls), &format!("tls: {}", tls.value.escape_debug()));
     }

@@ -70,11 +70,36 @@ pub(super) struct RuleFile {
 }
 
 /// `any`, or a list.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 pub(super) enum BinariesFile {
     Word(String),
     List(Vec<BinaryFile>),
+}
+
+impl<'de> Deserialize<'de> for BinariesFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BinariesVisitor;
+        impl<'de> Visitor<'de> for BinariesVisitor {
+            type Value = BinariesFile;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`any`, or a list such as [{path: /usr/bin/curl}]")
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<BinariesFile, E> {
+                Ok(BinariesFile::Word(word.to_owned()))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> Result<BinariesFile, A::Error> {
+                let mut binaries = Vec::new();
+                while let Some(binary) = list.next_element()? {
+                    binaries.push(binary);
+                }
+                Ok(BinariesFile::List(binaries))
+            }
+        }
+        deserializer.deserialize_any(BinariesVisitor)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,7 +123,6 @@ pub(super) struct EndpointFile {
     pub(super) private: bool,
     pub(super) protocol: Option<Spanned<String>>,
     pub(super) tls: Option<Spanned<String>>,
-    #[expect(dead_code, reason = "without a protocol, `access` changes nothing in OpenShell")]
     pub(super) access: Option<Spanned<String>>,
     #[expect(dead_code, reason = "without a protocol, `enforcement` changes nothing")]
     pub(super) enforcement: Option<Spanned<String>>,
@@ -236,10 +260,24 @@ fn describe(error: &Error, name: &str, text: &str) -> InvalidPolicy {
             // The library appends the place, which we print in front.
             let text = text.split(" at line ").next().unwrap_or_default();
             let first = text.lines().next().unwrap_or_default();
-            (first.chars().take(300).collect(), String::new())
+            (first.chars().take(300).collect(), advice(first).to_owned())
         }
     };
     one(name, text, at, message, help)
+}
+
+/// What usually is behind the reader's own words.
+fn advice(message: &str) -> &'static str {
+    let known = [
+        ("sequence start", "write a list here: [first, second]"),
+        ("mapping start", "write a map here: {key: value}; a program is {path: /usr/bin/curl}"),
+        ("unknown anchor", "put a text that begins with `*` in quotes"),
+        ("true/false", "write true or false"),
+        ("Documents", "keep one document in the file"),
+        ("end of input", "begin the file with `version: 1`"),
+        ("u32", "write `version: 1`"),
+    ];
+    known.iter().find(|(words, _)| message.contains(words)).map_or("", |(_, advice)| advice)
 }
 
 fn one(name: &str, source: &str, at: Place, message: String, help: String) -> InvalidPolicy {

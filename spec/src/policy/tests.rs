@@ -87,6 +87,7 @@ fn what_is_not_enforced_is_named() {
         names,
         [
             "`protocol: rest` is not enforced by this version",
+            "`access: read-only` is not enforced by this version",
             "`rules` is not enforced by this version"
         ]
     );
