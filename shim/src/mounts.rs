@@ -32,8 +32,17 @@ pub(crate) fn verify(pid: i32, spec: &Spec, facts: &HostFacts, hidden: &[String]
         let covered =
             mounts.iter().skip(number + 1).any(|(later, _)| later.destination() == destination)
                 || hidden.iter().any(|path| Path::new(path) == destination);
-        if fact.source.is_empty() || covered {
+        let bind = mount.typ().as_deref() == Some("bind")
+            || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+        if !bind || covered {
             continue;
+        }
+        // It was not there when it was to be examined, and is there now.
+        if fact.source.is_empty() {
+            bail!(
+                "mounts: what is mounted at `{}` could not be examined before; give an absolute source that exists",
+                destination.display().to_string().escape_debug(),
+            );
         }
         let relative = destination.strip_prefix("/").unwrap_or(destination);
         let found = openat2(

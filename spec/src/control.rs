@@ -70,8 +70,6 @@ pub struct Member {
     pub id: String,
     /// Its init, in the host's pid namespace.
     pub pid: i32,
-    /// Directories of its cgroup, one per hierarchy that has processes in it.
-    pub cgroup: String,
 }
 
 /// What the engine wrote about names, before user code runs.

@@ -268,7 +268,7 @@ impl Sandbox<'_> {
         starting: Option<Starting>,
     ) -> Result<()> {
         let observe = !self.plan.confined;
-        let member = Member { id: self.entry.id.clone(), pid, cgroup: String::new() };
+        let member = Member { id: self.entry.id.clone(), pid };
         let Some(mut starting) = starting else {
             return proxy::join(directory, &member).context("cannot join the sandbox");
         };
