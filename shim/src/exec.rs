@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 use caps::{CapSet, CapsHashSet};
 use libcontainer::container::ContainerStatus;
-use nemoclaw_spec::plan::Plan;
+use nemoclaw_spec::plan::{ImageView as _, Plan, home_of};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -30,6 +30,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Resource, Rlimit};
 
 use crate::cli::{Exec, Invocation};
+use crate::image::Image;
 use crate::init::{self, Filters, Outcome};
 use crate::report::CodedError;
 use crate::store::{Entry, start_time};
@@ -173,9 +174,7 @@ impl Child<'_> {
     fn become_program(&self, pipe: &OwnedFd, console: Option<UnixStream>) -> CodedError {
         let steps = self.target.join_cgroups().and_then(|()| {
             steps::reached("exec:child-cgroups");
-            if self.plan.confined {
-                stdio::give_pipes(self.process.user().uid());
-            }
+            stdio::give_pipes(self.process.user().uid());
             self.adjust_oom()?;
             self.target.join_namespaces()?;
             steps::reached("exec:child-namespaces");
@@ -191,7 +190,10 @@ impl Child<'_> {
             return CodedError { code: 1, message: format!("{error:#}") };
         }
         steps::reached("exec:child-identity");
-        let env = self.process.env().clone().unwrap_or_default();
+        let mut env = self.process.env().clone().unwrap_or_default();
+        if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+            env.push(format!("HOME={}", self.home()));
+        }
         let args = self.process.args().clone().unwrap_or_default();
         let program = match init::prepare(self.plan, &args, &init::path_in(&env)) {
             Ok((program, _)) => program,
@@ -248,7 +250,7 @@ impl Child<'_> {
             nix::unistd::setgroups(&groups).context("cannot set supplementary groups")?;
         }
         let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-        let wanted = self.capabilities();
+        let wanted = self.capabilities(CapSet::Effective);
         // Dropping what is not wanted needs capabilities after the user is set.
         nix::sys::prctl::set_keepcaps(true).context("cannot keep capabilities")?;
         let bounding = caps::read(None, CapSet::Bounding).context("cannot read capabilities")?;
@@ -265,8 +267,13 @@ impl Child<'_> {
             bail!("the process did not become user {uid} and group {gid}");
         }
         caps::clear(None, CapSet::Ambient).context("cannot clear the ambient capabilities")?;
-        for set in [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
-            caps::set(None, set, &wanted)
+        let inheritable = self.capabilities(CapSet::Inheritable);
+        for (set, wanted) in [
+            (CapSet::Inheritable, &inheritable),
+            (CapSet::Effective, &wanted),
+            (CapSet::Permitted, &wanted),
+        ] {
+            caps::set(None, set, wanted)
                 .with_context(|| format!("cannot set the {set:?} capabilities"))?;
         }
         if changed.is_err() {
@@ -284,9 +291,25 @@ impl Child<'_> {
         Ok(())
     }
 
+    /// HOME where nobody said it, as runc sets it: from the container's own
+    /// account file, which this process sees by now; `/` where that says none.
+    fn home(&self) -> String {
+        let text = Image::open(Path::new("/"))
+            .ok()
+            .and_then(|root| root.read("/etc/passwd"))
+            .unwrap_or_default();
+        home_of(&text, self.process.user().uid()).unwrap_or_else(|| "/".to_owned())
+    }
+
     /// What observe leaves of the engine's wishes; a confined process has none.
-    fn capabilities(&self) -> CapsHashSet {
-        let asked = self.process.capabilities().as_ref().and_then(|sets| sets.effective().clone());
+    fn capabilities(&self, set: CapSet) -> CapsHashSet {
+        let asked = self.process.capabilities().as_ref().and_then(|sets| {
+            if matches!(set, CapSet::Inheritable) {
+                sets.inheritable().clone()
+            } else {
+                sets.effective().clone()
+            }
+        });
         let names = asked.unwrap_or_default();
         names
             .iter()

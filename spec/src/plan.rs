@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::{LandlockMode, NEEDED_READ_ONLY, NEEDED_READ_WRITE, Policy};
 pub use harden::harden;
+pub use identity::home_of;
 
 /// Version of the stored plan.
 pub const VERSION: u32 = 1;

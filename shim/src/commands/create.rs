@@ -225,9 +225,7 @@ impl Sandbox<'_> {
         reason = "the builders' types are private to libcontainer"
     )]
     fn build(&self, invocation: &Invocation, shadow: &Path, filters: Filters) -> Result<i32> {
-        if self.plan.confined {
-            stdio::give_pipes(self.plan.identity.uid);
-        }
+        stdio::give_pipes(self.plan.identity.uid);
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let executor = ConfinedInit::new(self.plan.clone(), filters, writer);
         // libcontainer changes directory for its sockets; its paths must be absolute.
@@ -303,7 +301,7 @@ impl Sandbox<'_> {
     /// The terminal belongs to who types into it; libcontainer leaves it root's.
     fn give_terminal(&self, pid: i32) -> Result<()> {
         let terminal = self.spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal);
-        if !self.plan.confined || !terminal.unwrap_or_default() {
+        if !terminal.unwrap_or_default() {
             return Ok(());
         }
         stdio::give_terminal(&format!("/proc/{pid}/fd/0"), self.plan.identity.uid)

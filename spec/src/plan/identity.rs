@@ -206,6 +206,15 @@ fn home(
         .unwrap_or_else(|| "/sandbox".to_owned())
 }
 
+/// The home directory that an account file (passwd(5)) gives to `uid`.
+pub fn home_of(passwd: &str, uid: u32) -> Option<String> {
+    accounts(passwd)
+        .into_iter()
+        .find(|account| account.uid == uid)
+        .map(|account| account.home)
+        .filter(|home| home.starts_with('/'))
+}
+
 /// Identities of the proxies' workers must not be a container's: files and
 /// signals go by uid.
 pub(super) fn check_worker_range(uid: u32, gid: u32, extra: Option<&[u32]>) -> Result<(), Refusal> {
