@@ -107,8 +107,9 @@ fn prepare_engine(config: &SandboxConfig) -> Result<Option<Engine>> {
     if config.observe {
         return Ok(None);
     }
-    let policy = Policy::parse(&config.policy_text, &config.policy_name)?;
-    if let Some(finding) = policy.unenforced.first() {
+    let policy =
+        Policy::parse_with(&config.policy_text, &config.policy_name, &config.policy_files)?;
+    if let Some(finding) = policy.unenforced.0.first() {
         bail!("{finding}");
     }
     Ok(Some(Engine::new(policy, config.aliases.clone())))

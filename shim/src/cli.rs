@@ -18,7 +18,7 @@ use crate::report::Report;
     name = "nemoclaw",
     version,
     disable_help_subcommand = true,
-    after_help = "For operators:\n  policy test   Decide one connection as the proxy would\n  policy lint   Check policy files\n  logs          Print audit records"
+    after_help = "For operators:\n  policy test explain lint diff show export schema reference\n                Ask about policies (see: nemoclaw policy --help)\n  presets       See the presets, postures and tiers there are\n  logs          Print audit records"
 )]
 pub(crate) struct Invocation {
     /// Directory for the state of containers

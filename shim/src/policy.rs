@@ -1,11 +1,12 @@
 //! Which policy applies, and that nobody but root can have written it.
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
-use nemoclaw_spec::policy::{BASELINE, MAX_POLICY_BYTES, Policy};
+use anyhow::{Context as _, Result, anyhow, bail};
+use nemoclaw_spec::policy::{BASELINE, Files, Library, MAX_POLICY_BYTES, Policy};
 
 /// Where the operator's files live.
 const CONFIG: &str = "/etc/nemoclaw";
@@ -16,6 +17,7 @@ pub(crate) struct Selected {
     pub(crate) policy: Policy,
     pub(crate) text: String,
     pub(crate) name: String,
+    pub(crate) files: Files,
 }
 
 /// Selects the policy: the runtime argument, else the operator's default file,
@@ -33,7 +35,7 @@ pub(crate) fn select(argument: Option<&str>) -> Result<Selected> {
     }
     let policy = Policy::baseline()?;
     let name = policy.origin.to_string();
-    Ok(Selected { policy, text: BASELINE.to_owned(), name })
+    Ok(Selected { policy, text: BASELINE.to_owned(), name, files: Files::default() })
 }
 
 fn locate(argument: &str) -> Result<PathBuf> {
@@ -46,9 +48,7 @@ fn locate(argument: &str) -> Result<PathBuf> {
         }
         return Ok(path);
     }
-    let fine = argument.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-        && !argument.starts_with('.');
-    if !fine {
+    if !plain_name(argument) {
         bail!(
             "`{}` is no policy name; use letters, digits, `-`, `_` and `.`",
             argument.escape_debug()
@@ -58,6 +58,21 @@ fn locate(argument: &str) -> Result<PathBuf> {
 }
 
 fn load(path: &Path) -> Result<Selected> {
+    let text = read(path)?;
+    let name = path.display().to_string();
+    let library = Operator::default();
+    let policy = Policy::parse_with(&text, &name, &library).map_err(|invalid| {
+        // Why a file could not be read is a better answer than that it is unknown.
+        match library.failed.take() {
+            Some(error) => error.context(invalid),
+            None => anyhow!(invalid),
+        }
+    })?;
+    Ok(Selected { policy, text, name, files: library.found.take() })
+}
+
+/// Reads a file that only root can have written.
+fn read(path: &Path) -> Result<String> {
     let metadata =
         fs::metadata(path).with_context(|| format!("cannot find the policy {}", path.display()))?;
     // SECURITY: only root's files may widen; a file others can write is theirs.
@@ -70,9 +85,50 @@ fn load(path: &Path) -> Result<Selected> {
     if metadata.len() > MAX_POLICY_BYTES as u64 {
         bail!("the policy {} is larger than {MAX_POLICY_BYTES} bytes", path.display());
     }
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("cannot read the policy {}", path.display()))?;
-    let name = path.display().to_string();
-    let policy = Policy::parse(&text, &name)?;
-    Ok(Selected { policy, text, name })
+    fs::read_to_string(path).with_context(|| format!("cannot read the policy {}", path.display()))
+}
+
+/// The operator's files, found by name in /etc/nemoclaw, and what was found.
+#[derive(Debug, Default)]
+struct Operator {
+    found: RefCell<Files>,
+    failed: RefCell<Option<anyhow::Error>>,
+}
+
+impl Operator {
+    fn find(&self, kind: &str, name: &str) -> Option<(String, String)> {
+        if !plain_name(name) {
+            return None;
+        }
+        let path = Path::new(CONFIG).join(kind).join(format!("{name}.yaml"));
+        path.symlink_metadata().ok()?;
+        match read(&path) {
+            Ok(text) => Some((text, path.display().to_string())),
+            Err(error) => {
+                self.failed.replace(Some(error));
+                None
+            }
+        }
+    }
+}
+
+impl Library for Operator {
+    fn policy(&self, name: &str) -> Option<(String, String)> {
+        let found = self.find("policies", name)?;
+        self.found.borrow_mut().policies.insert(name.to_owned(), found.clone());
+        Some(found)
+    }
+
+    fn preset(&self, name: &str) -> Option<(String, String)> {
+        let found = self.find("presets", name)?;
+        self.found.borrow_mut().presets.insert(name.to_owned(), found.clone());
+        Some(found)
+    }
+}
+
+/// Whether a name can be a file's without leading anywhere else.
+fn plain_name(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && !name.starts_with('.')
+        && !name.is_empty()
 }

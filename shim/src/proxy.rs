@@ -276,6 +276,7 @@ pub(crate) fn configuration(
         version: VERSION,
         sandbox: id.to_owned(),
         policy_text: selected.text.clone(),
+        policy_files: selected.files.clone(),
         policy_name: selected.name.clone(),
         aliases,
         hosts: Vec::new(),

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::policy::Files;
 use serde::{Deserialize, Serialize};
 
 /// Version of everything the runtime and the supervisor say to each other.
@@ -43,6 +44,9 @@ pub struct SandboxConfig {
     pub sandbox: String,
     /// Policy text; parsed again by the proxy with the same code.
     pub policy_text: String,
+    /// The operator's other files that the policy starts from.
+    #[serde(default)]
+    pub policy_files: Files,
     /// What messages call that policy.
     pub policy_name: String,
     /// Paths of policy that are symbolic links in the image, and their targets.

@@ -1,8 +1,14 @@
-//! The decision: may this program reach that host and port?
+//! The decision: may this program reach that host and port, and may it make
+//! that request there?
 //!
 //! `Engine::decide` is the only function that can make a [`Permit`], and the
 //! relay takes nothing else. It is pure: the same policy, intent and caller
 //! always get the same answer, whichever tool asks.
+
+pub mod diff;
+pub mod explain;
+mod index;
+mod request;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,16 +18,27 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::address::{self, AddressClass};
-use crate::name::{Host, HostPattern};
-use crate::policy::{Binaries, Endpoint, Policy, Rule};
+use crate::http::Request;
+use crate::name::Host;
+use crate::policy::{Policy, Protocol};
+use index::{Bundle, Index, Site};
 
-/// What a connection is for.
+/// What a connection, or one request on it, is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {
     /// Where to.
     pub destination: Destination,
     /// The port, 1 to 65535.
     pub port: u16,
+    /// The request, once the connection is read; `None` before.
+    pub request: Option<Request>,
+}
+
+impl Intent {
+    /// An intent about a connection as such.
+    pub fn connect(destination: Destination, port: u16) -> Self {
+        Self { destination, port, request: None }
+    }
 }
 
 /// Where a connection is meant to go.
@@ -74,13 +91,39 @@ pub struct Permit {
     destination: Destination,
     port: u16,
     rule: RuleRef,
-    addresses: AddressRule,
+    /// One for every holder and layer: an address must satisfy all of them.
+    addresses: Vec<AddressRule>,
+    audited: Option<Denial>,
 }
 
-#[derive(Debug, Clone)]
+/// Which addresses a destination may turn out to have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct AddressRule {
-    allowed: Vec<IpNet>,
+    ranges: Vec<IpNet>,
+    /// Some rule names no ranges: any public address will do.
+    unrestricted: bool,
+    /// Private addresses will do where nothing names ranges.
     private: bool,
+}
+
+impl AddressRule {
+    fn join(&mut self, other: &Self) {
+        self.ranges.extend(other.ranges.iter().copied());
+        self.unrestricted |= other.unrestricted;
+        self.private |= other.private;
+    }
+
+    fn check(&self, real: IpAddr) -> Result<(), Reason> {
+        if self.ranges.iter().any(|range| range.contains(&real)) {
+            return Ok(());
+        }
+        match address::classify(real) {
+            AddressClass::Never => Err(Reason::AddressNever),
+            _ if !self.unrestricted => Err(Reason::AddressNotListed),
+            AddressClass::Private if !self.private => Err(Reason::AddressPrivate),
+            AddressClass::Private | AddressClass::Global => Ok(()),
+        }
+    }
 }
 
 impl Permit {
@@ -99,6 +142,11 @@ impl Permit {
         &self.rule
     }
 
+    /// Why the rules would have refused it, where they only audit.
+    pub fn audited(&self) -> Option<&Denial> {
+        self.audited.as_ref()
+    }
+
     /// Whether a resolved address may be dialled under this permit.
     ///
     /// # Errors
@@ -107,23 +155,23 @@ impl Permit {
         let real = address::unwrap(candidate);
         // An address in another's dress would pass as the one it wraps and
         // reach whatever translates it.
-        if real != address::unwrap_mapped(candidate) {
+        if real != address::unwrap_mapped(candidate)
+            || address::classify(real) == AddressClass::Never
+        {
             return Err(Reason::AddressNever);
         }
-        match address::classify(real) {
-            AddressClass::Never => Err(Reason::AddressNever),
-            _ if !self.addresses.allowed.is_empty() => {
-                if self.addresses.allowed.iter().any(|range| range.contains(&real)) {
-                    Ok(())
-                } else {
-                    Err(Reason::AddressNotListed)
-                }
-            }
-            AddressClass::Private if self.addresses.private => Ok(()),
-            AddressClass::Private => Err(Reason::AddressPrivate),
-            AddressClass::Global => Ok(()),
-        }
+        self.addresses.iter().try_for_each(|rule| rule.check(real))
     }
+}
+
+/// Leave to connect so far as to read requests, each of which needs a decision
+/// of its own. It is no permit: nothing may be dialled with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspect {
+    /// The nearest rule that inspects.
+    pub rule: RuleRef,
+    /// The protocols that the rules there read.
+    pub protocols: Vec<Protocol>,
 }
 
 /// Names the rule behind a decision.
@@ -173,6 +221,10 @@ pub enum Reason {
     NoEndpoint,
     /// The name does not resolve.
     NoSuchHost,
+    /// A deny rule covers the request.
+    RequestDenied,
+    /// No rule covers the request.
+    RequestNotAllowed,
     /// The upstream server could not be reached.
     UpstreamUnreachable,
 }
@@ -190,6 +242,8 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::NoEndpoint => "no_endpoint",
             Self::NoSuchHost => "no_such_host",
+            Self::RequestDenied => "request_denied",
+            Self::RequestNotAllowed => "request_not_allowed",
             Self::UpstreamUnreachable => "upstream_unreachable",
         }
     }
@@ -210,6 +264,10 @@ impl Reason {
             Self::Malformed => "the request makes no sense to the proxy",
             Self::NoEndpoint => "no rule names this host and port",
             Self::NoSuchHost => "the name does not exist",
+            Self::RequestDenied => "a deny rule covers this request",
+            Self::RequestNotAllowed => {
+                "rules cover this host, port and program, but not this request"
+            }
             Self::UpstreamUnreachable => "the server could not be reached",
         }
     }
@@ -220,6 +278,8 @@ impl Reason {
 pub enum Decision {
     /// Go ahead under this permit.
     Allow(Permit),
+    /// Read the request, then ask again.
+    Inspect(Inspect),
     /// Refuse.
     Deny(Denial),
 }
@@ -241,7 +301,8 @@ impl Decision {
                 origin: Arc::from("--policy observe, bypassable"),
                 line: 0,
             },
-            addresses: AddressRule { allowed: Vec::new(), private: true },
+            addresses: vec![AddressRule { ranges: Vec::new(), unrestricted: true, private: true }],
+            audited: None,
         })
     }
 }
@@ -250,17 +311,10 @@ impl Decision {
 #[derive(Debug)]
 pub struct Engine {
     policy: Policy,
-    names: HashMap<Host, Vec<Site>>,
-    addresses: HashMap<IpAddr, Vec<Site>>,
-    globs: Vec<Site>,
+    index: Index,
     aliases: HashMap<String, String>,
-}
-
-/// Index of an endpoint: rule, then endpoint within it.
-#[derive(Debug, Clone, Copy)]
-struct Site {
-    rule: usize,
-    endpoint: usize,
+    /// Layers that may only narrow: all of them must allow what this allows.
+    narrower: Vec<Self>,
 }
 
 impl Engine {
@@ -268,22 +322,16 @@ impl Engine {
     /// kernel reports for it, where the image has a symbolic link in between
     /// (`/usr/bin/python3` to `/usr/bin/python3.11`).
     pub fn new(policy: Policy, aliases: HashMap<String, String>) -> Self {
-        let mut names: HashMap<Host, Vec<Site>> = HashMap::new();
-        let mut addresses: HashMap<IpAddr, Vec<Site>> = HashMap::new();
-        let mut globs = Vec::new();
-        for (r, rule) in policy.rules.iter().enumerate() {
-            for (e, endpoint) in rule.endpoints.iter().enumerate() {
-                let site = Site { rule: r, endpoint: e };
-                match &endpoint.host {
-                    HostPattern::Exact(host) => names.entry(host.clone()).or_default().push(site),
-                    HostPattern::Address(ip) => {
-                        addresses.entry(address::unwrap(*ip)).or_default().push(site);
-                    }
-                    HostPattern::Glob(_) => globs.push(site),
-                }
-            }
-        }
-        Self { policy, names, addresses, globs, aliases }
+        let index = Index::new(&policy, &aliases);
+        Self { policy, index, aliases, narrower: Vec::new() }
+    }
+
+    /// Adds a layer that can only take away: what either refuses is refused.
+    #[must_use]
+    pub fn narrowed_by(mut self, layer: Policy) -> Self {
+        let aliases = self.aliases.clone();
+        self.narrower.push(Self::new(layer, aliases));
+        self
     }
 
     /// The policy behind this engine.
@@ -291,7 +339,9 @@ impl Engine {
         &self.policy
     }
 
-    /// Decides one connection.
+    /// Decides one connection, or one request on it.
+    ///
+    /// Every holder of the socket must be allowed, by every layer.
     pub fn decide(&self, intent: &Intent, caller: &Caller) -> Decision {
         if let Destination::Address { address, names } = &intent.destination
             && names.is_empty()
@@ -299,110 +349,129 @@ impl Engine {
         {
             return deny(Reason::AddressNever, None);
         }
-        let mut covering: Vec<(&Rule, &Endpoint)> = self
-            .sites(&intent.destination)
-            .filter_map(|site| {
-                let rule = self.policy.rules.get(site.rule)?;
-                Some((rule, rule.endpoints.get(site.endpoint)?))
-            })
-            .filter(|(_, endpoint)| endpoint.ports.binary_search(&intent.port).is_ok())
-            .collect();
-        // The answer must not depend on the order of rules in the file.
-        covering.sort_by(|(a, x), (b, y)| a.key.cmp(&b.key).then(x.line.cmp(&y.line)));
-        let Some((first, first_endpoint)) = covering.first() else {
+        let Some(first) = self.index.first(&intent.destination, intent.port) else {
             return deny(Reason::NoEndpoint, None);
         };
-        let nearest = Some(self.reference(first, first_endpoint));
-        if caller.holders.is_empty() {
-            return deny(Reason::CallerUnknown, nearest);
+        let mut answer: Option<Decision> = None;
+        for (n, holder) in caller.holders.iter().enumerate() {
+            // Holders are often the same program many times.
+            if caller.holders.iter().take(n).any(|other| other == holder) {
+                continue;
+            }
+            let own = self.decide_for(intent, holder, first);
+            answer = Some(match answer {
+                Some(answer) => both(answer, own),
+                None => own,
+            });
         }
-        let allowing: Vec<&(&Rule, &Endpoint)> =
-            covering.iter().filter(|(rule, _)| self.covers_caller(rule, caller)).collect();
-        let Some((rule, endpoint)) = allowing.first() else {
-            return deny(Reason::BinaryNotAllowed, nearest);
+        let Some(mut answer) = answer else {
+            return deny(Reason::CallerUnknown, Some(self.reference(first)));
         };
-        let addresses = self.address_rule(&allowing, &intent.destination);
-        Decision::Allow(Permit {
-            destination: intent.destination.clone(),
-            port: intent.port,
-            rule: self.reference(rule, endpoint),
-            addresses,
-        })
+        for layer in &self.narrower {
+            answer = both(answer, layer.decide(intent, caller));
+        }
+        answer
+    }
+
+    fn decide_for(&self, intent: &Intent, holder: &Process, first: Site) -> Decision {
+        let nearest = || Some(self.reference(first));
+        let binaries = self.index.binaries(holder);
+        let bundles = self.index.bundles(&intent.destination, intent.port, &binaries);
+        if bundles.is_empty() {
+            return deny(Reason::BinaryNotAllowed, nearest());
+        }
+        let mut addresses = AddressRule::default();
+        for bundle in &bundles {
+            addresses.join(&bundle.addresses);
+        }
+        // An address that a policy spells out is its own permission.
+        if matches!(intent.destination, Destination::Address { .. })
+            || (self.policy.ours
+                && matches!(&intent.destination, Destination::Host(host) if host.is_single_label()))
+        {
+            addresses.private = true;
+        }
+        let permit = |rule: RuleRef, audited: Option<Denial>| {
+            Decision::Allow(Permit {
+                destination: intent.destination.clone(),
+                port: intent.port,
+                rule,
+                addresses: vec![addresses.clone()],
+                audited,
+            })
+        };
+        let inspected: Vec<&Bundle> =
+            bundles.iter().copied().filter(|bundle| bundle.inspected.is_some()).collect();
+        if inspected.is_empty() {
+            let raw = bundles.iter().filter_map(|bundle| bundle.raw);
+            return match raw.min_by_key(|site| self.rank(*site)) {
+                Some(site) => permit(self.reference(site), None),
+                None => deny(Reason::Internal, nearest()),
+            };
+        }
+        match &intent.request {
+            None => self.inspect(&inspected, nearest()),
+            Some(request) => match self.judge(request, &inspected) {
+                Ok((site, audited)) => permit(self.reference(site), audited),
+                Err(denial) => Decision::Deny(denial),
+            },
+        }
+    }
+
+    fn inspect(&self, inspected: &[&Bundle], nearest: Option<RuleRef>) -> Decision {
+        let mut protocols: Vec<Protocol> =
+            inspected.iter().flat_map(|bundle| bundle.protocols()).collect();
+        protocols.sort_unstable();
+        protocols.dedup();
+        let site = inspected
+            .iter()
+            .filter_map(|bundle| bundle.inspected)
+            .min_by_key(|site| self.rank(*site));
+        match site {
+            Some(site) => Decision::Inspect(Inspect { rule: self.reference(site), protocols }),
+            None => deny(Reason::Internal, nearest),
+        }
     }
 
     /// True when some rule could allow this host: such a host keeps its
     /// virtual address for the life of the sandbox.
     pub fn knows_host(&self, host: &Host) -> bool {
-        self.host_sites(host).next().is_some()
+        self.index.knows(host)
     }
 
-    fn sites<'a>(&'a self, destination: &'a Destination) -> Box<dyn Iterator<Item = Site> + 'a> {
-        match destination {
-            Destination::Host(host) => Box::new(self.host_sites(host)),
-            Destination::Address { address, names } => Box::new(
-                self.addresses
-                    .get(&address::unwrap(*address))
-                    .into_iter()
-                    .flatten()
-                    .copied()
-                    .chain(names.iter().flat_map(|name| self.host_sites(name))),
-            ),
-        }
+    /// The order in which equal rules are named: by key, then place.
+    fn rank(&self, site: Site) -> (Arc<str>, u64) {
+        let reference = self.reference(site);
+        (reference.key, reference.line)
     }
 
-    fn host_sites<'a>(&'a self, host: &'a Host) -> impl Iterator<Item = Site> + 'a {
-        let globs = self.globs.iter().copied().filter(move |site| {
-            self.policy
-                .rules
-                .get(site.rule)
-                .and_then(|rule| rule.endpoints.get(site.endpoint))
-                .is_some_and(|endpoint| endpoint.host.matches(host))
-        });
-        self.names.get(host).into_iter().flatten().copied().chain(globs)
-    }
-
-    fn covers_caller(&self, rule: &Rule, caller: &Caller) -> bool {
-        match &rule.binaries {
-            Binaries::Any => true,
-            Binaries::Listed(patterns) => caller.holders.iter().all(|holder| {
-                std::iter::once(&holder.binary).chain(&holder.ancestors).any(|path| {
-                    patterns.iter().any(|pattern| {
-                        pattern.matches(path)
-                            || self.aliases.get(pattern.as_str()).is_some_and(|real| real == path)
-                    })
-                })
-            }),
-        }
-    }
-
-    /// Several rules may allow one connection; what any of them opens is open.
-    fn address_rule(
-        &self,
-        allowing: &[&(&Rule, &Endpoint)],
-        destination: &Destination,
-    ) -> AddressRule {
-        // A literal address in a policy is its own permission to be private,
-        // and so is a single-label service name in a file of ours.
-        let named = match destination {
-            Destination::Address { .. } => true,
-            Destination::Host(host) => self.policy.ours && host.is_single_label(),
-        };
-        // A pure OpenShell file has no private-range rule of its own kind.
-        let private = named || allowing.iter().any(|(_, endpoint)| endpoint.private);
-        let unrestricted = allowing.iter().any(|(_, endpoint)| endpoint.allowed_ips.is_empty());
-        let allowed = if unrestricted && private {
-            Vec::new()
-        } else {
-            allowing.iter().flat_map(|(_, endpoint)| endpoint.allowed_ips.clone()).collect()
-        };
-        AddressRule { allowed, private }
-    }
-
-    fn reference(&self, rule: &Rule, endpoint: &Endpoint) -> RuleRef {
+    fn reference(&self, site: Site) -> RuleRef {
+        let (rule, endpoint) = site.of(&self.policy);
         RuleRef {
-            key: Arc::clone(&rule.key),
-            origin: Arc::clone(&self.policy.origin),
-            line: endpoint.line,
+            key: rule.map_or_else(|| Arc::from("?"), |rule| Arc::clone(&rule.key)),
+            origin: endpoint.map_or_else(|| Arc::from(""), |own| Arc::clone(&own.at.file)),
+            line: endpoint.map_or(0, |own| own.at.line),
+        }
+    }
+}
+
+/// What two answers about one intent come to: a refusal wins over all, then
+/// the wish to look inside.
+fn both(a: Decision, b: Decision) -> Decision {
+    match (a, b) {
+        (Decision::Deny(denial), _) | (_, Decision::Deny(denial)) => Decision::Deny(denial),
+        (Decision::Inspect(mut a), Decision::Inspect(b)) => {
+            a.protocols.extend(b.protocols);
+            a.protocols.sort_unstable();
+            a.protocols.dedup();
+            Decision::Inspect(a)
+        }
+        (Decision::Inspect(inspect), Decision::Allow(_))
+        | (Decision::Allow(_), Decision::Inspect(inspect)) => Decision::Inspect(inspect),
+        (Decision::Allow(mut a), Decision::Allow(b)) => {
+            a.addresses.extend(b.addresses);
+            a.audited = a.audited.or(b.audited);
+            Decision::Allow(a)
         }
     }
 }
@@ -421,6 +490,7 @@ pub fn remedy(intent: &Intent, caller: &Caller, reason: Reason) -> Option<String
             | Reason::Internal
             | Reason::Malformed
             | Reason::NoSuchHost
+            | Reason::RequestDenied
             | Reason::UpstreamUnreachable
     ) {
         return None;
@@ -437,12 +507,31 @@ pub fn remedy(intent: &Intent, caller: &Caller, reason: Reason) -> Option<String
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let binaries =
         if binary.is_empty() { "any".to_owned() } else { format!("[{{path: {}}}]", quote(binary)) };
+    let request = intent.request.as_ref().map_or_else(String::new, |request| {
+        format!(
+            ", protocol: rest, rules: [{{allow: {{method: {}, path: {}}}}}]",
+            quote(request.method.as_str()),
+            quote(&literal(request.target.path())),
+        )
+    });
     Some(format!(
-        "{}: {{endpoints: [{{host: {}, port: {}{private}}}], binaries: {binaries}}}",
+        "{}: {{endpoints: [{{host: {}, port: {}{private}{request}}}], binaries: {binaries}}}",
         quote(&format!("allow-{host}")),
         quote(&host),
         intent.port,
     ))
+}
+
+/// A pattern that matches just this path.
+fn literal(path: &str) -> String {
+    let mut pattern = String::with_capacity(path.len());
+    for c in path.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub mod address;
 pub mod audit;
 pub mod control;
 pub mod decide;
+pub mod glob;
+pub mod http;
 pub mod name;
 pub mod plan;
 pub mod policy;

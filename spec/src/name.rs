@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr as _;
 
-use globset::{GlobBuilder, GlobMatcher};
+use crate::glob::{InvalidPattern, Kind, Pattern};
 
 /// Longest host name accepted, in bytes (RFC 1035 section 2.3.4).
 pub const MAX_HOST_BYTES: usize = 253;
@@ -47,12 +47,12 @@ pub enum InvalidName {
     /// `**` stands somewhere else than as the first label.
     #[error("`**` may only be the whole first label")]
     DoubleStar,
+    /// `*` stands beside other characters in a label that is not the first.
+    #[error("beyond the first label, a `*` must be a label of its own")]
+    InnerStar,
     /// The pattern cannot be compiled.
-    #[error("it is not a valid pattern: {why}")]
-    Pattern {
-        /// What the pattern compiler said.
-        why: String,
-    },
+    #[error("it is no pattern: {0}")]
+    Pattern(InvalidPattern),
     /// A path must begin with `/`.
     #[error("it does not start with `/`")]
     Relative,
@@ -147,7 +147,7 @@ fn looks_like_address(ascii: &str) -> bool {
 }
 
 /// What an endpoint's `host:` covers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostPattern {
     /// One address, written literally in the policy.
     Address(IpAddr),
@@ -155,14 +155,11 @@ pub enum HostPattern {
     Exact(Host),
     /// Names by wildcard: `*` stays within a label, a first label `**` spans
     /// one or more.
-    Glob(HostGlob),
-}
-
-/// A compiled wildcard over host names.
-#[derive(Debug, Clone)]
-pub struct HostGlob {
-    text: String,
-    matcher: GlobMatcher,
+    Wild(Pattern),
+    /// Every name: an endpoint that names addresses instead.
+    Any,
+    /// A text that OpenShell accepts and no host name can ever match.
+    Never(String),
 }
 
 impl HostPattern {
@@ -174,8 +171,9 @@ impl HostPattern {
         if let Ok(address) = IpAddr::from_str(text) {
             return Ok(Self::Address(address));
         }
+        // The other wildcards mean something only beside a `*`.
         if text.contains('*') {
-            return HostGlob::parse(text).map(Self::Glob);
+            return wild(text).map(Self::Wild);
         }
         Host::parse(text).map(Self::Exact)
     }
@@ -183,9 +181,10 @@ impl HostPattern {
     /// True when `host` is covered.
     pub fn matches(&self, host: &Host) -> bool {
         match self {
-            Self::Address(_) => false,
+            Self::Address(_) | Self::Never(_) => false,
             Self::Exact(own) => own == host,
-            Self::Glob(glob) => glob.matches(host),
+            Self::Wild(pattern) => pattern.matches(host.as_str()),
+            Self::Any => true,
         }
     }
 }
@@ -195,56 +194,45 @@ impl fmt::Display for HostPattern {
         match self {
             Self::Address(address) => address.fmt(f),
             Self::Exact(host) => host.fmt(f),
-            Self::Glob(glob) => f.write_str(&glob.text),
+            Self::Wild(pattern) => pattern.fmt(f),
+            Self::Any => f.write_str("any host"),
+            Self::Never(text) => f.write_str(text),
         }
     }
 }
 
-impl HostGlob {
-    fn parse(text: &str) -> Result<Self, InvalidName> {
-        if text.len() > MAX_HOST_BYTES {
-            return Err(InvalidName::TooLong { limit: MAX_HOST_BYTES });
-        }
-        let text = text.to_ascii_lowercase();
-        let mut labels = text.split('.');
-        let first = labels.next().unwrap_or_default();
-        let rest: Vec<&str> = labels.collect();
-        if rest.is_empty() || (rest.len() == 1 && first.contains('*')) {
-            return Err(InvalidName::TooBroad);
-        }
-        if rest.iter().any(|label| label.contains("**")) || (first.contains("**") && first != "**")
-        {
+fn wild(text: &str) -> Result<Pattern, InvalidName> {
+    if text.len() > MAX_HOST_BYTES {
+        return Err(InvalidName::TooLong { limit: MAX_HOST_BYTES });
+    }
+    let text = text.to_ascii_lowercase();
+    let labels: Vec<&str> = text.split('.').collect();
+    let star = |label: &&str| matches!(*label, "*" | "**");
+    if labels.iter().all(star) || (labels.len() == 2 && labels.first().is_some_and(star)) {
+        return Err(InvalidName::TooBroad);
+    }
+    for (n, label) in labels.iter().enumerate() {
+        if label.contains("**") && (n > 0 || *label != "**") {
             return Err(InvalidName::DoubleStar);
         }
-        if rest.iter().all(|label| label.bytes().all(|b| b == b'*')) {
-            return Err(InvalidName::TooBroad);
+        if n > 0 && label.contains('*') && *label != "*" {
+            return Err(InvalidName::InnerStar);
         }
-        for label in std::iter::once(first).chain(rest.iter().copied()) {
-            let fine = !label.is_empty()
-                && label.bytes().all(|b| {
-                    b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'*')
-                });
-            if !fine {
-                return Err(InvalidName::Label { label: label.escape_debug().to_string() });
-            }
+        let fine = !label.is_empty()
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_*?[]{},!^".contains(&b));
+        if !fine {
+            return Err(InvalidName::Label { label: label.escape_debug().to_string() });
         }
-        // Labels become path components, so that `*` cannot cross a dot.
-        let slashed = text.replace('.', "/");
-        let matcher = glob(&slashed)?;
-        Ok(Self { text, matcher })
     }
-
-    fn matches(&self, host: &Host) -> bool {
-        self.matcher.is_match(host.as_str().replace('.', "/"))
-    }
+    Pattern::parse(&text, Kind::Dotted).map_err(InvalidName::Pattern)
 }
 
 /// A pattern over the absolute path of an executable, as the kernel reports it
 /// in `/proc/PID/exe`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BinaryPattern {
-    text: String,
-    matcher: Option<GlobMatcher>,
+    pattern: Pattern,
+    literal: bool,
 }
 
 impl BinaryPattern {
@@ -254,51 +242,58 @@ impl BinaryPattern {
     /// # Errors
     /// [`InvalidName`] when the path is relative, too long or holds `..`.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
-        if text.is_empty() {
-            return Err(InvalidName::Empty);
-        }
-        if text.len() > MAX_PATH_BYTES {
-            return Err(InvalidName::TooLong { limit: MAX_PATH_BYTES });
-        }
         if !text.starts_with('/') && text != "**" {
-            return Err(InvalidName::Relative);
+            return Err(if text.is_empty() { InvalidName::Empty } else { InvalidName::Relative });
         }
         if text.split('/').any(|part| part == "..") {
             return Err(InvalidName::DotDot);
         }
-        let matcher = if text.contains('*') { Some(glob(text)?) } else { None };
-        Ok(Self { text: text.to_owned(), matcher })
+        Self::parse_any(text)
+    }
+
+    /// As [`BinaryPattern::parse`], but also what no path can match: OpenShell
+    /// takes any text.
+    ///
+    /// # Errors
+    /// [`InvalidName`] when the text is too long or no pattern.
+    pub fn parse_any(text: &str) -> Result<Self, InvalidName> {
+        if text.len() > MAX_PATH_BYTES {
+            return Err(InvalidName::TooLong { limit: MAX_PATH_BYTES });
+        }
+        let literal = !text.contains('*');
+        let pattern = if literal {
+            Pattern::literal(text, Kind::Path)
+        } else {
+            Pattern::parse(text, Kind::Path).map_err(InvalidName::Pattern)?
+        };
+        Ok(Self { pattern, literal })
     }
 
     /// The text as policy wrote it.
     pub fn as_str(&self) -> &str {
-        &self.text
+        self.pattern.as_str()
+    }
+
+    /// The pattern behind it.
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
     }
 
     /// True when the pattern names exactly one path.
     pub fn is_literal(&self) -> bool {
-        self.matcher.is_none()
+        self.literal
     }
 
     /// True when `path` is covered.
     pub fn matches(&self, path: &str) -> bool {
-        self.matcher.as_ref().map_or_else(|| self.text == path, |glob| glob.is_match(path))
+        self.pattern.matches(path)
     }
 }
 
 impl fmt::Display for BinaryPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.as_str())
     }
-}
-
-fn glob(text: &str) -> Result<GlobMatcher, InvalidName> {
-    GlobBuilder::new(text)
-        .literal_separator(true)
-        .backslash_escape(false)
-        .build()
-        .map(|glob| glob.compile_matcher())
-        .map_err(|error| InvalidName::Pattern { why: error.kind().to_string() })
 }
 
 #[cfg(test)]

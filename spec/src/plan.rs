@@ -238,7 +238,7 @@ impl Plan {
             refusals.add(
                 "pids",
                 "this host has no pids cgroup controller, so the number of processes cannot be limited".to_owned(),
-                "enable it (`pids` in /sys/fs/cgroup/cgroup.controllers), or write `nemoclaw: {pids: 0}` in the policy to go without a limit",
+                "enable it (`pids` in /sys/fs/cgroup/cgroup.controllers), or write `nemoclaw: {resources: {pids: 0}}` in the policy to go without a limit",
             );
         }
         let identity = identity::resolve(spec, policy, image, host, &mut refusals);

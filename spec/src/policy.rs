@@ -6,16 +6,30 @@
 
 mod check;
 pub mod diagnostic;
-mod file;
+mod endpoint;
+mod language;
 pub mod lint;
+mod merge;
+mod options;
+mod overlap;
+pub mod preset;
+pub mod print;
+pub mod reference;
+mod shape;
+mod tree;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::glob::Pattern;
+use crate::http::Method;
 use crate::name::{BinaryPattern, HostPattern};
 pub use diagnostic::{Diagnostic, InvalidPolicy, Severity};
+pub use merge::{Files, Library, NoLibrary};
+pub use options::{Excess, Options};
 
 /// The policy that applies when the operator has written none: no egress,
 /// every confinement on. Same text as `policies/baseline.yaml`.
@@ -89,13 +103,13 @@ pub(crate) const NEEDED_READ_WRITE: [&str; 10] = [
 ];
 
 /// Largest policy file accepted, in bytes.
-pub const MAX_POLICY_BYTES: usize = 1024 * 1024;
+pub const MAX_POLICY_BYTES: usize = 4 * 1024 * 1024;
 
-/// A checked policy.
-#[derive(Debug, Clone)]
+/// A checked policy, with everything it extends merged in.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     /// Where it came from: a file path, a preset or `built-in baseline`.
-    pub origin: Arc<str>,
+    pub origin: Source,
     /// True when the file has a `nemoclaw:` section, i.e. is one of ours.
     pub ours: bool,
     /// Paths of the file system.
@@ -106,15 +120,70 @@ pub struct Policy {
     pub process: ProcessIdentity,
     /// The `nemoclaw:` section.
     pub options: Options,
-    /// Egress rules in the order of the file.
+    /// Egress rules in the order of the files.
     pub rules: Vec<Rule>,
-    /// What the file says and this version does not enforce: a reason to
+    /// `network_middlewares`, which this version does not run.
+    pub middlewares: Vec<Middleware>,
+    /// What the files say and this version does not enforce: a reason to
     /// refuse a container start, not to refuse the file.
-    pub unenforced: Vec<Diagnostic>,
+    pub unenforced: Notes,
+    /// Advice that only the text can give, such as about a word that OpenShell
+    /// reads as another.
+    pub advice: Notes,
+}
+
+/// A place in a file. Places are no part of a policy's meaning: all are equal.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<str>,
+    /// The line, from 1; 0 where unknown.
+    pub line: u64,
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Origin {}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if self.line > 0 { write!(f, ":{}", self.line) } else { Ok(()) }
+    }
+}
+
+/// The name of a file; as [`Origin`], no part of the meaning.
+#[derive(Debug, Clone)]
+pub struct Source(pub Arc<str>);
+
+impl PartialEq for Source {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Findings about the text; as [`Origin`], no part of the meaning.
+#[derive(Debug, Clone, Default)]
+pub struct Notes(pub Vec<Diagnostic>);
+
+impl PartialEq for Notes {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// `filesystem_policy`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filesystem {
     /// Whether the working directory is writable (where it may be).
     pub include_workdir: bool,
@@ -155,52 +224,15 @@ pub enum Identity {
     Name(String),
 }
 
-/// The `nemoclaw:` section: what OpenShell's language cannot say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
-    /// The greatest number of processes in the sandbox; 0 for no limit.
-    pub pids: i64,
-    /// Whether a container may run as root of its user namespace.
-    pub allow_root: bool,
-    /// What to do with capabilities asked for beyond the engine's default set.
-    pub excess: Excess,
-    /// Sockets that may be mounted although they lead out of the sandbox.
-    pub sockets: Vec<String>,
-    /// Environment variables kept although they can inject code.
-    pub keep_environment: Vec<String>,
-    /// Whether compilers and netcat stay visible.
-    pub keep_toolchain: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            pids: 512,
-            allow_root: false,
-            excess: Excess::Refuse,
-            sockets: Vec::new(),
-            keep_environment: Vec::new(),
-            keep_toolchain: false,
-        }
-    }
-}
-
-/// What to do with a request that goes beyond the policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Excess {
-    /// Refuse the start and say why.
-    Refuse,
-    /// Start without it and record so.
-    Strip,
-}
-
 /// One entry of `network_policies`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// The key in the file.
     pub key: Arc<str>,
-    /// Line of the key, from 1; 0 where unknown.
-    pub line: u64,
+    /// A name for people.
+    pub name: Option<String>,
+    /// Where the rule stands.
+    pub at: Origin,
     /// Where the rule may reach.
     pub endpoints: Vec<Endpoint>,
     /// Which programs it is for.
@@ -208,7 +240,7 @@ pub struct Rule {
 }
 
 /// Which programs a rule is for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Binaries {
     /// Every program of the sandbox.
     Any,
@@ -217,8 +249,8 @@ pub enum Binaries {
     Listed(Vec<BinaryPattern>),
 }
 
-/// One host (or pattern) and its ports.
-#[derive(Debug, Clone)]
+/// One host (or pattern), its ports, and what requests there may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The host as policy names it.
     pub host: HostPattern,
@@ -229,18 +261,193 @@ pub struct Endpoint {
     pub allowed_ips: Vec<IpNet>,
     /// Whether private ranges may be reached.
     pub private: bool,
-    /// Line of the host in the file, from 1; 0 where unknown.
-    pub line: u64,
+    /// Whether the connection is never looked into.
+    pub tls_skip: bool,
+    /// What is inspected; `None` for a connection that is passed on untouched.
+    pub inspection: Option<Inspection>,
+    /// What of OpenShell's credential handling the endpoint asks for.
+    pub credentials: Credentials,
+    /// Where it stands.
+    pub at: Origin,
+}
+
+/// How requests to an endpoint are read and judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// What the connection carries.
+    pub protocol: Protocol,
+    /// Request paths it is for; all of them where `None`.
+    pub path: Option<Pattern>,
+    /// Whether a refusal is only recorded.
+    pub audit: bool,
+    /// `access`, where the file says it; its rules are in `allow` too.
+    pub access: Option<Access>,
+    /// What requests may do.
+    pub allow: Vec<Matcher>,
+    /// What they may never do.
+    pub deny: Vec<Matcher>,
+    /// Whether `%2F` may stand in a path segment.
+    pub encoded_slash: bool,
+    /// The largest body read, in bytes.
+    pub max_body_bytes: u32,
+    /// GraphQL: queries that may be named by hash; `None` where none may be.
+    pub registry: Option<BTreeMap<String, Registered>>,
+    /// MCP: refuse tools whose names are not plain.
+    pub strict_tool_names: bool,
+    /// MCP: allow every method, `tools/call` where no rule names a tool.
+    pub all_mcp_methods: bool,
+}
+
+/// What a connection carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// HTTP.
+    Rest,
+    /// A WebSocket and its text messages.
+    WebSocket,
+    /// GraphQL over HTTP.
+    GraphQl,
+    /// JSON-RPC over HTTP.
+    JsonRpc,
+    /// The Model Context Protocol over HTTP.
+    Mcp,
+    /// SQL, which OpenShell only passes on and records.
+    Sql,
+}
+
+impl Protocol {
+    /// The word of the language.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::WebSocket => "websocket",
+            Self::GraphQl => "graphql",
+            Self::JsonRpc => "json-rpc",
+            Self::Mcp => "mcp",
+            Self::Sql => "sql",
+        }
+    }
+}
+
+/// `access`: rules by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    ReadOnly,
+    /// Reading and writing, without DELETE.
+    ReadWrite,
+    /// Everything.
+    Full,
+    /// A word that OpenShell knows no rules for.
+    Nothing,
+}
+
+/// Which requests a rule means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Matcher {
+    /// By method, path and query.
+    Http {
+        /// `None` for any.
+        method: Option<Method>,
+        /// The canonical path.
+        path: Pattern,
+        /// Parameters by name: one of the patterns must match.
+        query: BTreeMap<String, Vec<Pattern>>,
+    },
+    /// By GraphQL operation.
+    GraphQl {
+        /// `None` for any kind.
+        kind: Option<String>,
+        /// `None` for any name.
+        name: Option<Pattern>,
+        /// Empty for any fields.
+        fields: Vec<Pattern>,
+    },
+    /// By JSON-RPC or MCP method.
+    Rpc {
+        /// `None` for any.
+        method: Option<Pattern>,
+        /// Empty for any tool.
+        tool: Vec<Pattern>,
+    },
+    /// By SQL command, upper case; `None` for any.
+    Sql {
+        /// The command.
+        command: Option<String>,
+    },
+}
+
+/// What a registered GraphQL query does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Registered {
+    /// `query`, `mutation` or `subscription`.
+    pub kind: String,
+    /// Its name; may be empty.
+    pub name: String,
+    /// Its root fields.
+    pub fields: Vec<String>,
+}
+
+/// OpenShell's credential keys of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Credentials {
+    /// `websocket_credential_rewrite`.
+    pub websocket_rewrite: bool,
+    /// `request_body_credential_rewrite`.
+    pub body_rewrite: bool,
+    /// `allow_uninspected_credentials`.
+    pub allow_uninspected: bool,
+    /// `credential_signing`; empty for none.
+    pub signing: String,
+    /// `signing_service`; empty for none.
+    pub signing_service: String,
+    /// `signing_region`; empty for the host's.
+    pub signing_region: String,
+    /// `credential_binding.provider`; empty for none.
+    pub provider: String,
+}
+
+/// One entry of `network_middlewares`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Middleware {
+    /// The key in the file.
+    pub key: String,
+    /// A name for people.
+    pub name: Option<String>,
+    /// Which one.
+    pub middleware: String,
+    /// Its place among several.
+    pub order: i64,
+    /// Its own options, as JSON.
+    pub config: Option<serde_json::Value>,
+    /// Whether a request passes when it fails.
+    pub fail_open: bool,
+    /// Hosts it is for.
+    pub include: Vec<String>,
+    /// Hosts it is not for.
+    pub exclude: Vec<String>,
 }
 
 impl Policy {
-    /// Reads and checks a policy. `name` is what messages call the file.
+    /// Reads and checks a policy that extends nothing but built-in files.
+    /// `name` is what messages call the file.
     ///
     /// # Errors
     /// [`InvalidPolicy`] with every problem found.
     pub fn parse(text: &str, name: &str) -> Result<Self, InvalidPolicy> {
-        let written = file::read(text, name)?;
-        check::check(written, text, name)
+        merge::load(text, name, &NoLibrary)
+    }
+
+    /// As [`Policy::parse`], with other files to extend.
+    ///
+    /// # Errors
+    /// [`InvalidPolicy`] with every problem found.
+    pub fn parse_with(
+        text: &str,
+        name: &str,
+        library: &dyn Library,
+    ) -> Result<Self, InvalidPolicy> {
+        merge::load(text, name, library)
     }
 
     /// The built-in baseline: no egress, every confinement on.

@@ -14,6 +14,11 @@ fn main() -> ExitCode {
         ("policy_test_of_a_bad_file_fails_with_its_place", bad_file),
         ("policy_lint_exits_0_for_advice_and_1_for_errors", lint),
         ("the_shipped_policies_pass_lint", shipped),
+        ("policy_explain_names_the_smallest_change", explains),
+        ("policy_diff_tells_what_is_newly_allowed_and_denied", differs),
+        ("policy_show_export_and_schema_print_what_parses_again", prints),
+        ("requests_are_decided_by_method_and_path", requests),
+        ("presets_are_listed_and_shown", presets),
         ("unknown_verbs_are_usage_errors", usage),
         ("version_and_features_are_printed", version),
     ])
@@ -120,6 +125,97 @@ fn shipped() -> Outcome {
     let done = nemoclaw(&["policy", "lint", &baseline.display().to_string()]);
     equal("exit code", &done.code, &0)?;
     equal("findings", &done.out, &String::new())
+}
+
+const REST: &str = "version: 1\nnemoclaw: {}\nnetwork_policies:\n  api:\n    endpoints: [{host: api.example, port: 443, protocol: rest, access: read-only}]\n    binaries: [{path: /usr/bin/curl}]\n";
+
+fn explains() -> Outcome {
+    let file = file(POLICY)?;
+    let path = file.path().display().to_string();
+    let ask = |binary: &str, port: &str| {
+        nemoclaw(&[
+            "policy",
+            "explain",
+            "--policy",
+            &path,
+            "--binary",
+            binary,
+            "--host",
+            "api.example",
+            "--port",
+            port,
+        ])
+    };
+    let done = ask("/usr/bin/wget", "443");
+    equal("exit code", &done.code, &3)?;
+    contains("change", &done.out, "add to binaries: {path: \"/usr/bin/wget\"}")?;
+    contains(
+        "change",
+        &ask("/usr/bin/curl", "444").out,
+        "add port 444 to the endpoint api.example",
+    )?;
+    contains("change", &ask("/usr/bin/curl", "443").out, "to refuse it: in rule `web`")
+}
+
+fn differs() -> Outcome {
+    let (before, after) = (file(POLICY)?, file(REST)?);
+    let (before, after) = (before.path().display().to_string(), after.path().display().to_string());
+    let done = nemoclaw(&["policy", "diff", &before, &after]).ok()?;
+    contains("a loss", &done.out, "- /usr/bin/curl -> api.example:443 POST **")?;
+    let done = nemoclaw(&["policy", "diff", "--json", &after, &before]).ok()?;
+    let changes: serde_json::Value = serde_json::from_str(&done.out)?;
+    equal("a gain", &changes[0]["allowed"], &serde_json::json!(true))?;
+    contains(
+        "none",
+        &nemoclaw(&["policy", "diff", &after, &after]).ok()?.out,
+        "both allow the same",
+    )
+}
+
+fn prints() -> Outcome {
+    let file_ = file(REST)?;
+    let path = file_.path().display().to_string();
+    for args in
+        [["policy", "show", "--effective", &path], ["policy", "export", "--openshell", &path]]
+    {
+        let done = nemoclaw(&args).ok()?;
+        let again = file(&done.out)?;
+        let again = again.path().display().to_string();
+        contains(
+            "no difference",
+            &nemoclaw(&["policy", "diff", &path, &again]).ok()?.out,
+            "both allow the same",
+        )?;
+    }
+    let schema = nemoclaw(&["policy", "schema"]).ok()?.out;
+    let schema: serde_json::Value = serde_json::from_str(&schema)?;
+    equal("type", &schema["type"], &serde_json::json!("object"))?;
+    contains("reference", &nemoclaw(&["policy", "reference"]).ok()?.out, "### `deny_rules`")
+}
+
+fn requests() -> Outcome {
+    let ask = |more: &[&str]| {
+        let base = ["--binary", "/usr/bin/curl", "--host", "api.example", "--port", "443"];
+        test(REST, &[&base, more].concat())
+    };
+    let done = ask(&[])?;
+    equal("a connection", &done.code, &0)?;
+    contains("a connection", &done.out, "inspect: api")?;
+    contains("a start", &done.out, "containers with this policy do not start yet")?;
+    equal("GET", &ask(&["--method", "GET", "--path", "/a/../b?c"])?.code, &0)?;
+    let done = ask(&["--method", "DELETE", "--path", "/a"])?;
+    equal("DELETE", &done.code, &3)?;
+    contains("reason", &done.out, "request_not_allowed")?;
+    equal("a bad path", &ask(&["--path", "/../x"])?.code, &1)
+}
+
+fn presets() -> Outcome {
+    let done = nemoclaw(&["presets", "ls"]).ok()?;
+    for name in ["npm", "locked-down", "balanced"] {
+        contains("name", &done.out, name)?;
+    }
+    contains("rules", &nemoclaw(&["presets", "show", "pypi"]).ok()?.out, "network_policies:")?;
+    equal("an unknown one", &nemoclaw(&["presets", "show", "nosuch"]).code, &1)
 }
 
 fn usage() -> Outcome {

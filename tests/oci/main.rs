@@ -168,7 +168,7 @@ fn without_pids() -> Option<PathBuf> {
     let policy = work().join("policy/no-pids.yaml");
     if !policy.exists() {
         fs::create_dir_all(policy.parent()?).ok()?;
-        fs::write(&policy, "version: 1\nnemoclaw: {pids: 0}\n").ok()?;
+        fs::write(&policy, "version: 1\nnemoclaw: {resources: {pids: 0}}\n").ok()?;
     }
     Some(policy)
 }
@@ -422,7 +422,7 @@ fn linked_dev() -> Outcome {
 fn with_policy(bundle: &Bundle, text: &str, mode: &str) -> Result<Done, Failed> {
     let policy = bundle.path().join("policy.yaml");
     let text = if without_pids().is_some() {
-        text.replace("nemoclaw: {}", "nemoclaw: {pids: 0}")
+        text.replace("nemoclaw: {}", "nemoclaw: {resources: {pids: 0}}")
     } else {
         text.to_owned()
     };

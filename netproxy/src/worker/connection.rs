@@ -33,7 +33,7 @@ pub(super) async fn serve(context: &Context, stream: TcpStream, client: SocketAd
         explicit::serve(context, stream, client, dialled).await;
         return;
     }
-    let intent = Intent { destination, port: dialled.port() };
+    let intent = Intent::connect(destination, dialled.port());
     let caller = context.link.identify(client, dialled).await;
     let mut attempt = Attempt::new(context, "tcp", intent, caller, client);
     match attempt.open().await {
@@ -50,7 +50,7 @@ pub(super) async fn serve(context: &Context, stream: TcpStream, client: SocketAd
 async fn record_stray(context: &Context, stream: &TcpStream, client: SocketAddr) {
     let Ok(local) = stream.local_addr() else { return };
     let destination = Destination::Address { address: local.ip(), names: Vec::new() };
-    let intent = Intent { destination, port: local.port() };
+    let intent = Intent::connect(destination, local.port());
     let caller = context.link.identify(client, local).await;
     let mut event = Event::new("tcp", &intent, &caller, client.to_string());
     event.refused(&Denial { reason: Reason::Malformed, nearest: None }, &intent, &caller);
@@ -152,6 +152,11 @@ impl<'a> Attempt<'a> {
         };
         match decision {
             Decision::Allow(permit) => Ok(permit),
+            // Policies whose rules look inside are refused before they get
+            // here; unread requests are nobody's to allow.
+            Decision::Inspect(inspect) => {
+                Err(Denial { reason: Reason::Internal, nearest: Some(inspect.rule) })
+            }
             Decision::Deny(denial) => Err(denial),
         }
     }

@@ -205,7 +205,7 @@ fn intent(host: &str, port: u16) -> Option<Intent> {
         Ok(address) => Destination::Address { address, names: Vec::new() },
         Err(_) => Destination::Host(Host::parse(host).ok()?),
     };
-    Some(Intent { destination, port })
+    Some(Intent::connect(destination, port))
 }
 
 fn refusal(context: &Context, attempt: &Attempt<'_>, denial: &Denial) -> Response<Body> {

@@ -78,7 +78,9 @@ pub(super) fn status(reason: Reason) -> u16 {
         | Reason::AddressPrivate
         | Reason::BinaryNotAllowed
         | Reason::CallerUnknown
-        | Reason::NoEndpoint => 403,
+        | Reason::NoEndpoint
+        | Reason::RequestDenied
+        | Reason::RequestNotAllowed => 403,
     }
 }
 

@@ -3,7 +3,6 @@
 mod policy;
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,7 +19,10 @@ struct Invocation {
 enum Verb {
     /// Ask about policies
     #[command(subcommand)]
-    Policy(PolicyVerb),
+    Policy(policy::Verb),
+    /// See the presets, postures and tiers there are
+    #[command(subcommand)]
+    Presets(policy::PresetVerb),
     /// Print audit records
     Logs {
         /// Only this sandbox (container id, or its beginning)
@@ -29,21 +31,6 @@ enum Verb {
         /// Only refusals
         #[arg(long)]
         denied: bool,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum PolicyVerb {
-    /// Decide one connection as the proxy would: exit 0 allow, 3 deny
-    Test(policy::Test),
-    /// Check policy files: exit 0 when every one can be used, else 1
-    Lint {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        /// Policy files
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
     },
 }
 
@@ -56,8 +43,8 @@ fn main() -> ExitCode {
         }
     };
     let result = match invocation.verb {
-        Verb::Policy(PolicyVerb::Test(test)) => policy::test(&test),
-        Verb::Policy(PolicyVerb::Lint { json, files }) => policy::lint(&files, json),
+        Verb::Policy(verb) => policy::run(&verb),
+        Verb::Presets(verb) => policy::presets(&verb),
         Verb::Logs { sandbox, denied } => policy::logs(sandbox.as_deref(), denied),
     };
     result.unwrap_or_else(|error| {

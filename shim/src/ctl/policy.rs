@@ -1,4 +1,4 @@
-//! `policy test`, `policy lint` and `logs`.
+//! The `policy` and `presets` verbs, and `logs`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,23 +8,106 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use clap::Args;
-use nemoclaw_spec::decide::{Caller, Decision, Destination, Engine, Intent, Process, remedy};
+use clap::{Args, Subcommand};
+use nemoclaw_spec::decide::diff::diff;
+use nemoclaw_spec::decide::explain::explain;
+use nemoclaw_spec::decide::{
+    Caller, Decision, Destination, Engine, Intent, Process, Reason, remedy,
+};
+use nemoclaw_spec::http::{Content, GraphQl, JsonRpc, Method, Operation, Request, Target};
 use nemoclaw_spec::name::Host;
-use nemoclaw_spec::policy::{InvalidPolicy, Policy, Severity, lint::lint as advise};
+use nemoclaw_spec::policy::{
+    BASELINE, InvalidPolicy, Library, Policy, Severity, lint::lint as advise, preset, print as out,
+    reference,
+};
 use serde_json::json;
 
 /// Exit code of a refusal.
 const REFUSED: u8 = 3;
 /// Longest policy file read, in bytes, with room for the parser to say so.
-const MAX_BYTES: u64 = 4 * 1024 * 1024;
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// Where the operator's policies and presets live.
+const CONFIG: &str = "/etc/nemoclaw";
 
-/// Arguments of `policy test`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Decide as the proxy would: exit 0 for allow and inspect, 3 for deny
+    Test(Box<Question>),
+    /// Say why, and the smallest change that would turn the decision
+    Explain(Box<Question>),
+    /// Check policies: exit 0 when containers can start with every one, else 1
+    Lint {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Policies: files or names
+        #[arg(required = true, value_name = "POLICY")]
+        policies: Vec<String>,
+    },
+    /// Say what the second policy newly allows (+) and newly denies (-)
+    Diff {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// The policy before
+        before: String,
+        /// The policy after
+        after: String,
+    },
+    /// Print a policy
+    Show {
+        /// With everything it extends, and where each rule comes from
+        #[arg(long)]
+        effective: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// A file or name; the built-in baseline without
+        #[arg(default_value = "baseline")]
+        policy: String,
+    },
+    /// Print a policy in OpenShell's language
+    Export {
+        /// The only other language there is
+        #[arg(long, required = true)]
+        openshell: bool,
+        /// A file or name
+        policy: String,
+        /// Print JSON: the text, and what the language cannot say
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the JSON Schema of policy files, for editors
+    Schema {
+        /// The schema is JSON anyway
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the reference of the policy language
+    Reference,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PresetVerb {
+    /// List the built-in presets, postures and tiers, and the operator's presets
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print one
+    Show {
+        /// Its name
+        name: String,
+    },
+}
+
+/// What to decide.
 #[derive(Debug, Args)]
-pub(crate) struct Test {
-    /// Policy file
-    #[arg(long, value_name = "FILE")]
-    policy: PathBuf,
+pub(crate) struct Question {
+    /// Policy: a file, a name in /etc/nemoclaw/policies, or a built-in name
+    #[arg(long, value_name = "POLICY")]
+    policy: String,
     /// Executable of the program, as /proc/PID/exe names it
     #[arg(long, value_name = "PATH")]
     binary: String,
@@ -37,74 +120,263 @@ pub(crate) struct Test {
     /// Port
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
-    /// HTTP method; endpoints of this version decide without it
+    /// HTTP method of a request; GET where only --path is given
     #[arg(long)]
     method: Option<String>,
-    /// HTTP path; endpoints of this version decide without it
+    /// HTTP path of a request, with its query
     #[arg(long)]
     path: Option<String>,
+    /// GraphQL operation: TYPE[:NAME[:FIELD,FIELD...]]
+    #[arg(long, conflicts_with = "rpc")]
+    graphql: Option<String>,
+    /// JSON-RPC or MCP method
+    #[arg(long)]
+    rpc: Option<String>,
+    /// MCP tool, with --rpc tools/call
+    #[arg(long, requires = "rpc")]
+    tool: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Decides one connection with the proxy's own function.
-pub(crate) fn test(args: &Test) -> Result<ExitCode> {
-    let policy = read(&args.policy)?.map_err(|invalid| anyhow!("{invalid}"))?;
-    if let Some(finding) = policy.unenforced.first() {
-        bail!("this policy cannot be enforced by this version: {finding}");
+/// Runs one of the `policy` verbs.
+pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Test(question) => test(question),
+        Verb::Explain(question) => explained(question),
+        Verb::Lint { json, policies } => lint(policies, *json),
+        Verb::Diff { json, before, after } => compare(before, after, *json),
+        Verb::Show { effective, json, policy } => show(policy, *effective, *json),
+        Verb::Export { policy, json, .. } => export(policy, *json),
+        Verb::Schema { .. } => done(&serde_json::to_string_pretty(&reference::schema())?),
+        Verb::Reference => done(reference::markdown().trim_end()),
     }
-    let destination = match args.host.parse::<IpAddr>() {
-        Ok(address) => Destination::Address { address, names: Vec::new() },
-        Err(_) => Destination::Host(
-            Host::parse(&args.host)
-                .map_err(|why| anyhow!("`{}` is no host: {why}", args.host.escape_debug()))?,
-        ),
+}
+
+/// Runs one of the `presets` verbs.
+pub(crate) fn presets(verb: &PresetVerb) -> Result<ExitCode> {
+    match verb {
+        PresetVerb::Ls { json } => list_presets(*json),
+        PresetVerb::Show { name } => {
+            let built_in = preset::preset(name)
+                .or_else(|| preset::posture(name))
+                .or_else(|| preset::tier(name))
+                .map(str::to_owned);
+            let text = built_in.or_else(|| Operator.preset(name).map(|(text, _)| text));
+            let text = text.with_context(|| {
+                format!("there is no preset `{}`; see: nemoclaw presets ls", name.escape_debug())
+            })?;
+            done(text.trim_end())
+        }
+    }
+}
+
+fn list_presets(json: bool) -> Result<ExitCode> {
+    let built_in = [
+        ("preset", preset::PRESETS.as_slice()),
+        ("posture", preset::POSTURES.as_slice()),
+        ("tier", preset::TIERS.as_slice()),
+    ];
+    let mut rows = Vec::new();
+    for (kind, table) in built_in {
+        for (name, text) in table {
+            rows.push((kind, (*name).to_owned(), "built in".to_owned(), description(text)));
+        }
+    }
+    let directory = Path::new(CONFIG).join("presets");
+    for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        if let (Some(name), Some("yaml")) = (name, path.extension().and_then(|e| e.to_str())) {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            rows.push(("preset", name, path.display().to_string(), description(&text)));
+        }
+    }
+    if json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(kind, name, place, about)| {
+                json!({ "kind": kind, "name": name, "place": place, "description": about })
+            })
+            .collect();
+        return done(&serde_json::to_string(&rows)?);
+    }
+    for (kind, name, place, about) in rows {
+        print(&format!("{kind:8} {name:20} {place:10} {}", about.escape_debug()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The sentence that a preset says about itself, or its first comment.
+fn description(text: &str) -> String {
+    let said = text.lines().find_map(|line| {
+        let (_, after) = line.split_once("description:")?;
+        Some(after.trim().trim_end_matches('}').trim().trim_matches(['"', '\'']).to_owned())
+    });
+    said.or_else(|| text.lines().next()?.strip_prefix('#').map(|comment| comment.trim().to_owned()))
+        .unwrap_or_default()
+}
+
+impl Question {
+    fn intent(&self) -> Result<(Intent, Caller)> {
+        let destination = match self.host.parse::<IpAddr>() {
+            Ok(address) => Destination::Address { address, names: Vec::new() },
+            Err(_) => Destination::Host(
+                Host::parse(&self.host)
+                    .map_err(|why| anyhow!("`{}` is no host: {why}", self.host.escape_debug()))?,
+            ),
+        };
+        for path in std::iter::once(&self.binary).chain(&self.ancestor) {
+            if !path.starts_with('/') {
+                bail!(
+                    "`{}` is no absolute path; give the program as `readlink /proc/PID/exe` prints it",
+                    path.escape_debug()
+                );
+            }
+        }
+        let caller = Caller {
+            holders: vec![Process {
+                binary: self.binary.clone(),
+                ancestors: self.ancestor.clone(),
+            }],
+        };
+        let mut intent = Intent::connect(destination, self.port);
+        intent.request = self.request()?;
+        Ok((intent, caller))
+    }
+
+    fn request(&self) -> Result<Option<Request>> {
+        let body = self.graphql.is_some() || self.rpc.is_some();
+        if self.method.is_none() && self.path.is_none() && !body {
+            return Ok(None);
+        }
+        let method = self.method.as_deref().unwrap_or(if body { "POST" } else { "GET" });
+        let method = Method::parse(method)
+            .map_err(|why| anyhow!("`{}` is no method: {why}", method.escape_debug()))?;
+        let path = self.path.as_deref().unwrap_or("/");
+        let target = Target::parse(path)
+            .map_err(|why| anyhow!("`{}` is no path: {why}", path.escape_debug()))?;
+        let content = match (&self.graphql, &self.rpc) {
+            (Some(text), _) => Content::GraphQl(graphql(text)),
+            (None, Some(method)) => Content::JsonRpc(JsonRpc {
+                method: method.clone(),
+                tool: self.tool.clone(),
+                ..JsonRpc::default()
+            }),
+            (None, None) => Content::Opaque,
+        };
+        Ok(Some(Request { method, target, content }))
+    }
+}
+
+fn graphql(text: &str) -> GraphQl {
+    let mut parts = text.splitn(3, ':').map(str::to_owned);
+    let operation = Operation {
+        kind: parts.next().unwrap_or_default(),
+        name: parts.next().unwrap_or_default(),
+        fields: parts
+            .next()
+            .map(|fields| fields.split(',').map(str::to_owned).collect())
+            .unwrap_or_default(),
+        persisted: None,
     };
-    let intent = Intent { destination, port: args.port };
-    let caller = Caller {
-        holders: vec![Process { binary: args.binary.clone(), ancestors: args.ancestor.clone() }],
+    GraphQl { operations: vec![operation], malformed: false }
+}
+
+/// Decides with the proxy's own function.
+fn test(question: &Question) -> Result<ExitCode> {
+    let engine = engine(&question.policy)?;
+    let (intent, caller) = question.intent()?;
+    let decision = engine.decide(&intent, &caller);
+    let (word, rule, denial) = match &decision {
+        Decision::Allow(permit) => ("allow", Some(permit.rule()), permit.audited()),
+        Decision::Inspect(inspect) => ("inspect", Some(&inspect.rule), None),
+        Decision::Deny(denial) => ("deny", denial.nearest.as_ref(), Some(denial)),
     };
-    let engine = Engine::new(policy, HashMap::new());
-    let (allowed, rule, reason, allow_with) = match engine.decide(&intent, &caller) {
-        Decision::Allow(permit) => (true, Some(permit.rule().to_string()), None, None),
-        Decision::Deny(denial) => (
-            false,
-            denial.nearest.as_ref().map(ToString::to_string),
-            Some(denial.reason),
-            remedy(&intent, &caller, denial.reason),
-        ),
+    let reason = denial.map(|denial| denial.reason);
+    let allow_with = match &decision {
+        Decision::Deny(denial) => remedy(&intent, &caller, denial.reason),
+        _ => None,
     };
-    let decision = if allowed { "allow" } else { "deny" };
-    if args.json {
+    let unenforced = engine.policy().unenforced.0.first().map(ToString::to_string);
+    if question.json {
         print(
             &json!({
-                "decision": decision,
-                "rule": rule,
-                "reason": reason.map(nemoclaw_spec::decide::Reason::code),
-                "detail": reason.map(nemoclaw_spec::decide::Reason::sentence),
+                "decision": word,
+                "rule": rule.map(ToString::to_string),
+                "reason": reason.map(Reason::code),
+                "detail": reason.map(Reason::sentence),
                 "allow_with": allow_with,
+                "unenforced": unenforced,
             })
             .to_string(),
         )?;
     } else {
-        let rule = rule.unwrap_or_else(|| "no rule".to_owned());
-        print(&format!("{decision}: {rule}"))?;
-        if let Some(reason) = reason {
-            print(&format!("  because {} ({})", reason.sentence(), reason.code()))?;
+        print(&format!(
+            "{word}: {}",
+            rule.map_or_else(|| "no rule".to_owned(), ToString::to_string)
+        ))?;
+        match (word, reason) {
+            ("allow", Some(reason)) => {
+                print(&format!("  only audited: {} ({})", reason.sentence(), reason.code()))?;
+            }
+            (_, Some(reason)) => {
+                print(&format!("  because {} ({})", reason.sentence(), reason.code()))?;
+            }
+            ("inspect", None) => {
+                print("  every request is decided on its own: ask with --method and --path")?;
+            }
+            _ => {}
         }
         if let Some(yaml) = allow_with {
             print(&format!("  to allow it, add under network_policies: {yaml}"))?;
         }
+        if let Some(finding) = unenforced {
+            print(&format!("  containers with this policy do not start yet: {finding}"))?;
+        }
     }
-    Ok(if allowed { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+    Ok(if word == "deny" { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
 }
 
-/// Checks files; advice alone is no failure.
-pub(crate) fn lint(files: &[PathBuf], json: bool) -> Result<ExitCode> {
+fn explained(question: &Question) -> Result<ExitCode> {
+    let engine = engine(&question.policy)?;
+    let (intent, caller) = question.intent()?;
+    let told = explain(&engine, &intent, &caller);
+    if question.json {
+        print(&serde_json::to_string(&told)?)?;
+    } else {
+        print(&format!("{}: {}", told.decision, told.rule.as_deref().unwrap_or("no rule")))?;
+        if let (Some(detail), Some(code)) = (told.detail, told.reason) {
+            print(&format!("  because {detail} ({code})"))?;
+        }
+        if let Some(code) = told.audited {
+            print(&format!("  only audited: would be refused as {code}"))?;
+        }
+        for own in &told.considered {
+            let fits = |fits: bool| if fits { "fits" } else { "does not fit" };
+            print(&format!(
+                "  rule {} ({}): {}, port {}, program {}",
+                own.rule,
+                own.place,
+                own.host,
+                fits(own.port_fits),
+                fits(own.binary_fits)
+            ))?;
+        }
+        let turn = if told.decision == "deny" { "allow" } else { "refuse" };
+        for change in &told.change {
+            print(&format!("  to {turn} it: {change}"))?;
+        }
+    }
+    Ok(if told.decision == "deny" { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
+}
+
+/// Checks policies; advice alone is no failure.
+fn lint(policies: &[String], json: bool) -> Result<ExitCode> {
     let mut findings = Vec::new();
-    for file in files {
-        match read(file)? {
+    for name in policies {
+        match read(name)? {
             Ok(policy) => findings.extend(advise(&policy)),
             Err(InvalidPolicy { problems }) => findings.extend(problems),
         }
@@ -120,15 +392,133 @@ pub(crate) fn lint(files: &[PathBuf], json: bool) -> Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn read(path: &Path) -> Result<Result<Policy, InvalidPolicy>> {
+fn compare(before: &str, after: &str, json: bool) -> Result<ExitCode> {
+    let changes = diff(&engine(before)?, &engine(after)?)?;
+    if json {
+        return done(&serde_json::to_string(&changes)?);
+    }
+    for change in &changes {
+        let sign = if change.allowed { '+' } else { '-' };
+        let method = change.method.as_deref().unwrap_or("any request");
+        let request = change.request.as_deref().unwrap_or_default();
+        print(&format!(
+            "{sign} {} -> {}:{} {method} {request}  (such as {})",
+            change.binary, change.host, change.port, change.example
+        ))?;
+    }
+    if changes.is_empty() {
+        print("both allow the same")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(name: &str, effective: bool, json: bool) -> Result<ExitCode> {
+    if !effective && !json {
+        return done(text_of(name)?.0.trim_end());
+    }
+    let policy = read(name)?.map_err(|invalid| anyhow!("{invalid}"))?;
+    let text = out::yaml(&policy, effective);
+    if json {
+        let rules: Vec<_> = policy
+            .rules
+            .iter()
+            .map(|rule| json!({ "key": &*rule.key, "origin": rule.at.to_string() }))
+            .collect();
+        let unenforced: Vec<String> = policy.unenforced.0.iter().map(ToString::to_string).collect();
+        let value = json!({
+            "origin": policy.origin.to_string(),
+            "yaml": text,
+            "rules": rules,
+            "unenforced": unenforced,
+        });
+        return done(&value.to_string());
+    }
+    done(text.trim_end())
+}
+
+fn export(name: &str, json: bool) -> Result<ExitCode> {
+    let policy = read(name)?.map_err(|invalid| anyhow!("{invalid}"))?;
+    let (text, lost) = out::openshell(&policy);
+    if json {
+        return done(&json!({ "yaml": text, "lost": lost }).to_string());
+    }
+    for what in lost {
+        print(&format!("# lost: {}", what.escape_debug()))?;
+    }
+    done(text.trim_end())
+}
+
+fn engine(name: &str) -> Result<Engine> {
+    let policy = read(name)?.map_err(|invalid| anyhow!("{invalid}"))?;
+    Ok(Engine::new(policy, HashMap::new()))
+}
+
+fn read(name: &str) -> Result<Result<Policy, InvalidPolicy>> {
+    let (text, file) = text_of(name)?;
+    Ok(Policy::parse_with(&text, &file, &Operator))
+}
+
+/// The text of a policy: a file, a name of the operator's, or a built-in one.
+fn text_of(name: &str) -> Result<(String, String)> {
+    let path = Path::new(name);
+    if !name.contains('/') && !path.exists() {
+        let built_in = match name {
+            "baseline" => Some(BASELINE),
+            "openclaw" => Some(preset::OPENCLAW),
+            _ => preset::posture(name).or_else(|| preset::preset(name)),
+        };
+        if let Some(found) = Operator.policy(name) {
+            return Ok(found);
+        }
+        return built_in.map(|text| (text.to_owned(), format!("built-in {name}"))).with_context(
+            || {
+                format!(
+                    "there is no policy `{}`: no file, nothing in {CONFIG}/policies, and not built in",
+                    name.escape_debug()
+                )
+            },
+        );
+    }
+    Ok((text_in(path)?, path.display().to_string()))
+}
+
+fn text_in(path: &Path) -> Result<String> {
     let size = fs::metadata(path).with_context(|| format!("cannot find {}", path.display()))?.len();
     if size > MAX_BYTES {
         bail!("{} is too large to be a policy", path.display());
     }
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text =
-        String::from_utf8(bytes).with_context(|| format!("{} is no UTF-8 text", path.display()))?;
-    Ok(Policy::parse(&text, &path.display().to_string()))
+    String::from_utf8(bytes).with_context(|| format!("{} is no UTF-8 text", path.display()))
+}
+
+/// The operator's files, as the runtime finds them; who owns them matters at a
+/// container's start only.
+struct Operator;
+
+impl Operator {
+    fn find(kind: &str, name: &str) -> Option<(String, String)> {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !plain || name.starts_with('.') || name.is_empty() {
+            return None;
+        }
+        let path = Path::new(CONFIG).join(kind).join(format!("{name}.yaml"));
+        Some((text_in(&path).ok()?, path.display().to_string()))
+    }
+}
+
+impl Library for Operator {
+    fn policy(&self, name: &str) -> Option<(String, String)> {
+        Self::find("policies", name)
+    }
+
+    fn preset(&self, name: &str) -> Option<(String, String)> {
+        Self::find("presets", name)
+    }
+}
+
+fn done(text: &str) -> Result<ExitCode> {
+    print(text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints audit records of one or all sandboxes.

@@ -3,6 +3,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
+use crate::name::HostPattern;
 
 const POLICY: &str = "
 version: 1
@@ -26,7 +27,7 @@ fn engine(text: &str) -> Engine {
 }
 
 fn to(host: &str, port: u16) -> Intent {
-    Intent { destination: Destination::Host(Host::parse(host).unwrap()), port }
+    Intent::connect(Destination::Host(Host::parse(host).unwrap()), port)
 }
 
 fn by(binary: &str, ancestors: &[&str]) -> Caller {
@@ -40,7 +41,7 @@ fn by(binary: &str, ancestors: &[&str]) -> Caller {
 
 fn reason(decision: Decision) -> Option<Reason> {
     match decision {
-        Decision::Allow(_) => None,
+        Decision::Allow(_) | Decision::Inspect(_) => None,
         Decision::Deny(denial) => Some(denial.reason),
     }
 }
@@ -48,7 +49,7 @@ fn reason(decision: Decision) -> Option<Reason> {
 fn permit(decision: Decision) -> Permit {
     match decision {
         Decision::Allow(permit) => permit,
-        Decision::Deny(denial) => panic!("{denial:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -117,9 +118,9 @@ fn addresses_are_checked_after_resolution() {
 fn literal_addresses_need_a_rule_of_their_own() {
     let engine = engine(POLICY);
     let curl = by("/usr/bin/curl", &[]);
-    let at = |ip: &str, port| Intent {
-        destination: Destination::Address { address: ip.parse().unwrap(), names: vec![] },
-        port,
+    let at = |ip: &str, port| {
+        let address = ip.parse().unwrap();
+        Intent::connect(Destination::Address { address, names: vec![] }, port)
     };
     assert_eq!(reason(engine.decide(&at("203.0.113.9", 5432), &curl)), None);
     assert_eq!(reason(engine.decide(&at("::ffff:203.0.113.9", 5432), &curl)), None);

@@ -70,7 +70,7 @@ pub(super) fn check(
     refusals: &mut Refusals,
     notes: &mut Vec<String>,
 ) {
-    for finding in &policy.unenforced {
+    for finding in &policy.unenforced.0 {
         refusals.add("policy", finding.to_string(), "or select another policy");
     }
     capabilities(spec, policy, refusals, notes);
@@ -108,7 +108,7 @@ fn capabilities(spec: &Spec, policy: &Policy, refusals: &mut Refusals, notes: &m
         Excess::Refuse => refusals.add(
             "capabilities",
             format!("the container asks for {named}, which the policy does not allow"),
-            "start it without --cap-add and --privileged, or write `nemoclaw: {excess_capabilities: strip}` in the policy to start it without them",
+            "start it without --cap-add and --privileged, or write `nemoclaw: {capabilities: {excess: strip}}` in the policy to start it without them",
         ),
     }
 }

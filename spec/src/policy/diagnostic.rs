@@ -90,21 +90,26 @@ pub struct Place {
 pub(super) struct Findings<'a> {
     file: &'a str,
     source: &'a str,
+    /// Errors.
     pub(super) found: Vec<Diagnostic>,
+    /// Advice.
+    pub(super) advice: Vec<Diagnostic>,
+    /// What this version does not enforce.
+    pub(super) unenforced: Vec<Diagnostic>,
 }
 
 impl<'a> Findings<'a> {
     pub(super) fn new(file: &'a str, source: &'a str) -> Self {
-        Self { file, source, found: Vec::new() }
+        let (found, advice, unenforced) = (Vec::new(), Vec::new(), Vec::new());
+        Self { file, source, found, advice, unenforced }
     }
 
-    /// Builds a finding without keeping it.
-    pub(super) fn make(&self, at: Place, message: String, help: &str) -> Diagnostic {
+    fn make(&self, at: Place, severity: Severity, message: String, help: &str) -> Diagnostic {
         Diagnostic {
             file: self.file.to_owned(),
             line: at.line,
             column: at.column,
-            severity: Severity::Error,
+            severity,
             message,
             help: help.to_owned(),
             text: line_of(self.source, at.line),
@@ -112,8 +117,18 @@ impl<'a> Findings<'a> {
     }
 
     pub(super) fn error(&mut self, at: Place, message: String, help: &str) {
-        let diagnostic = self.make(at, message, help);
+        let diagnostic = self.make(at, Severity::Error, message, help);
         self.found.push(diagnostic);
+    }
+
+    pub(super) fn advice(&mut self, at: Place, message: String, help: &str) {
+        let diagnostic = self.make(at, Severity::Advice, message, help);
+        self.advice.push(diagnostic);
+    }
+
+    pub(super) fn unenforced(&mut self, at: Place, message: String, help: &str) {
+        let diagnostic = self.make(at, Severity::Error, message, help);
+        self.unenforced.push(diagnostic);
     }
 }
 

@@ -1,0 +1,259 @@
+//! Decisions about requests: which endpoint reads them, which rules allow
+//! them, which forbid them.
+
+use std::collections::BTreeMap;
+
+use super::index::{Bundle, Clauses, Requests, Site};
+use super::{Denial, Engine, Reason};
+use crate::glob::Pattern;
+use crate::http::{Content, GraphQl, JsonRpc, Method, Operation, Request};
+use crate::policy::{Inspection, Matcher, Protocol};
+
+/// What a request came to: the endpoint that allowed it, and the refusal it
+/// would have had where endpoints only audit.
+type Judged = Result<(Site, Option<Denial>), Denial>;
+
+impl Engine {
+    fn inspection(&self, site: Site) -> Option<&Inspection> {
+        site.of(self.policy()).1.and_then(|endpoint| endpoint.inspection.as_ref())
+    }
+
+    /// Judges a request against the inspected endpoints of a host, port and
+    /// program. Deny rules win over all others, wherever they stand.
+    pub(super) fn judge(&self, request: &Request, bundles: &[&Bundle]) -> Judged {
+        let requests: Vec<&Requests> =
+            bundles.iter().filter_map(|bundle| bundle.requests.as_deref()).collect();
+        let reader = self.reader(request, &requests);
+        let (Some(reader), any) = (reader, bundles.iter().filter_map(|b| b.inspected).min()) else {
+            // Endpoints with paths of their own, and none for this one.
+            let nearest = bundles.iter().filter_map(|bundle| bundle.inspected).min();
+            return Err(self.denial(Reason::RequestNotAllowed, nearest));
+        };
+        let Some(inspection) = self.inspection(reader) else {
+            return Err(self.denial(Reason::Internal, any));
+        };
+        if request.target.has_encoded_slash() && !inspection.encoded_slash {
+            return Err(self.denial(Reason::Malformed, Some(reader)));
+        }
+        // A body that could not be read is nobody's to allow, even in audit.
+        if malformed(&request.content) {
+            return Err(self.denial(Reason::Malformed, Some(reader)));
+        }
+        let denied = requests.iter().find_map(|own| self.denied(request, own));
+        let allowed = requests.iter().find_map(|own| self.allowed(request, own));
+        match (denied, allowed) {
+            (None, Some(site)) => Ok((site, None)),
+            (denied, _) => {
+                let denial = match denied {
+                    Some(site) => self.denial(Reason::RequestDenied, Some(site)),
+                    None => self.denial(Reason::RequestNotAllowed, Some(reader)),
+                };
+                if inspection.audit { Ok((reader, Some(denial))) } else { Err(denial) }
+            }
+        }
+    }
+
+    fn denial(&self, reason: Reason, site: Option<Site>) -> Denial {
+        Denial { reason, nearest: site.map(|site| self.reference(site)) }
+    }
+
+    /// The endpoint that says how the request is read: the one with the most
+    /// specific path. Those with equal ones say the same, or the policy had
+    /// been refused.
+    fn reader(&self, request: &Request, requests: &[&Requests]) -> Option<Site> {
+        let path = request.target.path();
+        requests
+            .iter()
+            .flat_map(|own| own.by_path.find(path).into_iter().chain(own.pathless))
+            .max_by_key(|site| {
+                let own = self.inspection(*site).and_then(|inspection| inspection.path.as_ref());
+                let rank = own.map_or((false, 0), |path| (true, path.specificity()));
+                (rank, std::cmp::Reverse(*site))
+            })
+    }
+
+    fn allowed(&self, request: &Request, own: &Requests) -> Option<Site> {
+        let by_line = self.clause(request, &own.allow, |query, wanted| {
+            wanted.iter().all(|(name, patterns)| {
+                let mut values = query.iter().filter(|(own, _)| own == name).peekable();
+                values.peek().is_some()
+                    && values.all(|(_, value)| patterns.iter().any(|p| p.matches(value)))
+            })
+        });
+        let by_body = || {
+            own.bodies.iter().copied().find(|site| {
+                self.covered(*site, request)
+                    .is_some_and(|inspection| body_allowed(request, inspection))
+            })
+        };
+        by_line.or_else(by_body)
+    }
+
+    fn denied(&self, request: &Request, own: &Requests) -> Option<Site> {
+        let by_line = self.clause(request, &own.deny, |query, wanted| {
+            wanted.iter().all(|(name, patterns)| {
+                query
+                    .iter()
+                    .filter(|(own, _)| own == name)
+                    .any(|(_, value)| patterns.iter().any(|p| p.matches(value)))
+            })
+        });
+        let by_body = || {
+            own.bodies.iter().copied().find(|site| {
+                self.covered(*site, request)
+                    .is_some_and(|inspection| body_denied(request, inspection))
+            })
+        };
+        by_line.or_else(by_body)
+    }
+
+    /// The endpoint's rules, where its own path covers the request.
+    fn covered(&self, site: Site, request: &Request) -> Option<&Inspection> {
+        self.inspection(site).filter(|inspection| {
+            inspection.path.as_ref().is_none_or(|path| path.matches(request.target.path()))
+        })
+    }
+
+    /// The first rule about method, path and query that covers the request.
+    fn clause(
+        &self,
+        request: &Request,
+        clauses: &Clauses,
+        fits: impl Fn(&[(String, String)], &BTreeMap<String, Vec<Pattern>>) -> bool,
+    ) -> Option<Site> {
+        let found = clauses.by_path.find(request.target.path());
+        let mut list = found.into_iter().filter_map(|n| clauses.list.get(n));
+        list.find(|clause| {
+            let covered = self.covered(clause.site, request);
+            covered.and_then(|inspection| clauses.matcher(clause, inspection)).is_some_and(
+                |matcher| match matcher {
+                    Matcher::Http { method, query, .. } => {
+                        method_fits(method.as_ref(), &request.method)
+                            && fits(request.target.parameters(), query)
+                    }
+                    _ => false,
+                },
+            )
+        })
+        .map(|clause| clause.site)
+    }
+}
+
+/// GET covers HEAD too (RFC 9110 section 9.3.2).
+fn method_fits(wanted: Option<&Method>, own: &Method) -> bool {
+    wanted
+        .is_none_or(|wanted| wanted == own || (wanted.as_str() == "GET" && own.as_str() == "HEAD"))
+}
+
+fn malformed(content: &Content) -> bool {
+    match content {
+        Content::GraphQl(body) => body.malformed,
+        Content::JsonRpc(body) => body.malformed,
+        Content::Opaque | Content::Sql(_) => false,
+    }
+}
+
+fn body_allowed(request: &Request, inspection: &Inspection) -> bool {
+    match (&request.content, inspection.protocol) {
+        (Content::GraphQl(body), Protocol::GraphQl | Protocol::WebSocket) => {
+            graphql_allowed(body, inspection)
+        }
+        (Content::JsonRpc(body), Protocol::JsonRpc | Protocol::Mcp) => {
+            rpc_allowed(&request.method, body, inspection)
+        }
+        _ => false,
+    }
+}
+
+fn body_denied(request: &Request, inspection: &Inspection) -> bool {
+    match (&request.content, inspection.protocol) {
+        // What such an endpoint reads, a broader rule must not let through.
+        (Content::GraphQl(body), Protocol::GraphQl | Protocol::WebSocket) => {
+            !graphql_allowed(body, inspection)
+                || body.operations.iter().any(|operation| {
+                    inspection.deny.iter().any(|rule| graphql_denies(rule, operation, inspection))
+                })
+        }
+        (Content::JsonRpc(body), Protocol::JsonRpc | Protocol::Mcp) => {
+            request.method.as_str() == "POST"
+                && ((inspection.protocol == Protocol::JsonRpc && body.response)
+                    || inspection.deny.iter().any(|rule| rpc_fits(rule, body)))
+        }
+        _ => false,
+    }
+}
+
+fn graphql_allowed(body: &GraphQl, inspection: &Inspection) -> bool {
+    !body.operations.is_empty()
+        && body.operations.iter().all(|operation| {
+            effective(operation, inspection)
+                .is_some_and(|own| inspection.allow.iter().any(|rule| graphql_allows(rule, &own)))
+        })
+}
+
+/// The operation itself, or the registered one that it names by hash.
+fn effective(operation: &Operation, inspection: &Inspection) -> Option<Operation> {
+    match &operation.persisted {
+        Some(key) if operation.kind.is_empty() => {
+            let registered = inspection.registry.as_ref()?.get(key)?;
+            Some(Operation {
+                kind: registered.kind.clone(),
+                name: registered.name.clone(),
+                fields: registered.fields.clone(),
+                persisted: None,
+            })
+        }
+        _ => Some(operation.clone()),
+    }
+}
+
+fn graphql_shape(kind: Option<&String>, name: Option<&Pattern>, operation: &Operation) -> bool {
+    kind.is_none_or(|kind| kind.eq_ignore_ascii_case(&operation.kind))
+        && name.is_none_or(|name| name.matches(&operation.name))
+}
+
+fn graphql_allows(rule: &Matcher, operation: &Operation) -> bool {
+    let Matcher::GraphQl { kind, name, fields } = rule else { return false };
+    graphql_shape(kind.as_ref(), name.as_ref(), operation)
+        && (fields.is_empty()
+            || (!operation.fields.is_empty()
+                && operation.fields.iter().all(|own| fields.iter().any(|f| f.matches(own)))))
+}
+
+fn graphql_denies(rule: &Matcher, operation: &Operation, inspection: &Inspection) -> bool {
+    let Matcher::GraphQl { kind, name, fields } = rule else { return false };
+    effective(operation, inspection).is_some_and(|operation| {
+        graphql_shape(kind.as_ref(), name.as_ref(), &operation)
+            && (fields.is_empty()
+                || operation.fields.iter().any(|own| fields.iter().any(|f| f.matches(own))))
+    })
+}
+
+fn rpc_allowed(method: &Method, body: &JsonRpc, inspection: &Inspection) -> bool {
+    let mcp = inspection.protocol == Protocol::Mcp;
+    // MCP's streams only receive; its clients answer the server's requests.
+    if mcp && method.as_str() == "GET" {
+        return body.receive_stream && body.method.is_empty() && !body.response;
+    }
+    if method.as_str() != "POST" {
+        return false;
+    }
+    if body.response {
+        return mcp;
+    }
+    let narrowed = body.method == "tools/call"
+        && inspection
+            .allow
+            .iter()
+            .any(|rule| matches!(rule, Matcher::Rpc { tool, .. } if !tool.is_empty()));
+    (mcp && inspection.all_mcp_methods && !body.method.is_empty() && !narrowed)
+        || inspection.allow.iter().any(|rule| rpc_fits(rule, body))
+}
+
+fn rpc_fits(rule: &Matcher, body: &JsonRpc) -> bool {
+    let Matcher::Rpc { method, tool } = rule else { return false };
+    !body.method.is_empty()
+        && method.as_ref().is_none_or(|method| method.matches(&body.method))
+        && (tool.is_empty()
+            || body.tool.as_ref().is_some_and(|own| tool.iter().any(|t| t.matches(own))))
+}

@@ -1,0 +1,382 @@
+//! The `nemoclaw:` section: what OpenShell's language cannot say.
+
+use std::net::IpAddr;
+use std::str::FromStr as _;
+
+use ipnet::IpNet;
+use serde_json::{Map, Value as Json};
+
+use super::diagnostic::{Findings, Place};
+use super::tree::{Node, Value};
+use crate::name::{Host, HostPattern};
+
+/// Capabilities that no policy may give: each is a way out of the sandbox or
+/// into its neighbours (capabilities(7)).
+pub(crate) const NEVER_KEPT: [&str; 26] = [
+    "ALL",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "DAC_READ_SEARCH",
+    "IPC_LOCK",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_MODULE",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "WAKE_ALARM",
+];
+/// Capabilities that a policy may let a container keep.
+pub(crate) const MAY_BE_KEPT: [&str; 14] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "IPC_OWNER",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+    "SYS_NICE",
+];
+
+/// The `nemoclaw:` section with its defaults.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// The greatest number of processes in the sandbox; 0 for no limit.
+    pub pids: i64,
+    /// Whether a container may run as root of its user namespace.
+    pub allow_root: bool,
+    /// What to do with capabilities asked for beyond the engine's default set.
+    pub excess: Excess,
+    /// Sockets that may be mounted although they lead out of the sandbox.
+    pub sockets: Vec<String>,
+    /// Environment variables kept although they can inject code.
+    pub keep_environment: Vec<String>,
+    /// Whether compilers and netcat stay visible.
+    pub keep_toolchain: bool,
+    /// Whether an HTTP endpoint without inspection is an error.
+    pub refuse_uninspected_http: bool,
+    /// Everything the section says, those parts too that this version does not
+    /// enforce.
+    pub said: Map<String, Json>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::of(Map::new())
+    }
+}
+
+/// What to do with a request that goes beyond the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Excess {
+    /// Refuse the start and say why.
+    Refuse,
+    /// Start without it and record so.
+    Strip,
+}
+
+impl Options {
+    /// The options that a section says, with defaults for the rest.
+    pub(super) fn of(said: Map<String, Json>) -> Self {
+        let at = |path: &str| -> Option<&Json> {
+            let mut parts = path.split('.');
+            let first = said.get(parts.next().unwrap_or_default());
+            parts.fold(first, |value, part| value?.get(part))
+        };
+        let words = |path: &str| -> Vec<String> {
+            at(path)
+                .and_then(Json::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(|word| word.as_str().map(str::to_owned))
+                .collect()
+        };
+        Self {
+            pids: at("resources.pids").and_then(Json::as_i64).unwrap_or(512),
+            allow_root: at("allow_root").and_then(Json::as_bool).unwrap_or(false),
+            excess: match at("capabilities.excess").and_then(Json::as_str) {
+                Some("strip") => Excess::Strip,
+                _ => Excess::Refuse,
+            },
+            sockets: words("sockets"),
+            keep_environment: words("environment.keep"),
+            keep_toolchain: at("toolchain").and_then(Json::as_str) == Some("visible"),
+            refuse_uninspected_http: at("checks.uninspected_http").and_then(Json::as_str)
+                == Some("error"),
+            said,
+        }
+    }
+
+    /// What these options and those of a layer above give together: a key of
+    /// the layer above replaces the one below, but for maps, which are merged.
+    pub(super) fn under(self, above: Map<String, Json>) -> Self {
+        let mut said = self.said;
+        overlay(&mut said, above);
+        Self::of(said)
+    }
+
+    /// The stricter of two in everything that can be ordered.
+    pub(super) fn narrowed(&self, other: &Self) -> Self {
+        let pids = match (self.pids, other.pids) {
+            (0, limit) | (limit, 0) => limit,
+            (a, b) => a.min(b),
+        };
+        let both = |a: &[String], b: &[String]| -> Vec<Json> {
+            a.iter().filter(|own| b.contains(own)).map(|text| Json::from(text.as_str())).collect()
+        };
+        let mut said = self.said.clone();
+        let mut set = |path: [&str; 2], value: Json| {
+            let [section, key] = path;
+            if key.is_empty() {
+                said.insert(section.to_owned(), value);
+            } else if let Json::Object(map) =
+                said.entry(section).or_insert_with(|| Json::Object(Map::new()))
+            {
+                map.insert(key.to_owned(), value);
+            }
+        };
+        set(["resources", "pids"], Json::from(pids));
+        set(["allow_root", ""], Json::from(self.allow_root && other.allow_root));
+        let refuse = self.excess == Excess::Refuse || other.excess == Excess::Refuse;
+        set(["capabilities", "excess"], Json::from(if refuse { "refuse" } else { "strip" }));
+        set(["sockets", ""], Json::Array(both(&self.sockets, &other.sockets)));
+        let keep = both(&self.keep_environment, &other.keep_environment);
+        set(["environment", "keep"], Json::Array(keep));
+        let visible = self.keep_toolchain && other.keep_toolchain;
+        set(["toolchain", ""], Json::from(if visible { "visible" } else { "masked" }));
+        Self::of(said)
+    }
+}
+
+fn overlay(below: &mut Map<String, Json>, above: Map<String, Json>) {
+    for (key, value) in above {
+        match (below.get_mut(&key), value) {
+            (Some(Json::Object(own)), Json::Object(value)) => overlay(own, value),
+            (_, value) => drop(below.insert(key, value)),
+        }
+    }
+}
+
+/// What the section says, as JSON, without the keys that are about files.
+pub(super) fn read(node: &Node, findings: &mut Findings<'_>) -> Map<String, Json> {
+    examine(node, findings);
+    let mut said = Map::new();
+    for (key, value) in node.entries() {
+        let about_files = matches!(key.text.as_str(), "extends" | "presets" | "posture" | "tier");
+        if !about_files && value.value != Value::Null {
+            said.insert(key.text.clone(), json(value));
+        }
+    }
+    said
+}
+
+/// A tree as JSON.
+pub(super) fn json(node: &Node) -> Json {
+    match &node.value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => Json::from(*value),
+        Value::Integer(value) => Json::from(*value),
+        Value::Number(value) => Json::from(*value),
+        Value::Text(text) => Json::from(text.as_str()),
+        Value::List(items) => Json::Array(items.iter().map(json).collect()),
+        Value::Map(entries) => Json::Object(
+            entries.iter().map(|(key, value)| (key.text.clone(), json(value))).collect(),
+        ),
+    }
+}
+
+/// What the table of the language cannot say about values.
+fn examine(node: &Node, findings: &mut Findings<'_>) {
+    let at = |path: &[&str]| path.iter().try_fold(node, |node, key| node.get(key));
+    for path in [
+        &["sockets"][..],
+        &["devices"],
+        &["secrets", "watch"],
+        &["shields", "paths"],
+        &["private_modes"],
+    ] {
+        for item in at(path).map(Node::items).unwrap_or_default() {
+            absolute(item, findings);
+        }
+    }
+    for item in at(&["capabilities", "keep"]).map(Node::items).unwrap_or_default() {
+        capability(item, findings);
+    }
+    for entry in at(&["ingress"]).map(Node::items).unwrap_or_default() {
+        for range in entry.get("from").map(Node::items).unwrap_or_default() {
+            let text = range.text().unwrap_or_default();
+            if IpNet::from_str(text).is_err() && IpAddr::from_str(text).is_err() {
+                findings.error(
+                    range.at,
+                    format!("`{}` is no address or CIDR range", shown(text)),
+                    "write 10.0.5.0/24 or 10.0.5.7",
+                );
+            }
+        }
+    }
+    for entry in at(&["host_services"]).map(Node::items).unwrap_or_default() {
+        host(entry.get("name"), findings);
+        if let Some(address) = entry.get("address")
+            && IpAddr::from_str(address.text().unwrap_or_default()).is_err()
+        {
+            findings.error(
+                address.at,
+                format!("`{}` is no address", shown(address.text().unwrap_or_default())),
+                "write an address of the host, such as 127.0.0.1",
+            );
+        }
+    }
+    for (_, entry) in at(&["credentials"]).map(Node::entries).unwrap_or_default() {
+        credential(entry, findings);
+    }
+    for item in at(&["images", "digests"]).map(Node::items).unwrap_or_default() {
+        let digest = item.text().unwrap_or_default();
+        hexadecimal(digest.strip_prefix("sha256:"), item, "an image digest", findings);
+    }
+    for entry in at(&["integrity"]).map(Node::items).unwrap_or_default() {
+        if let Some(path) = entry.get("path") {
+            absolute(path, findings);
+        }
+        if let Some(digest) = entry.get("sha256") {
+            hexadecimal(digest.text(), digest, "a SHA-256 digest", findings);
+        }
+    }
+    for entry in at(&["assertions"]).map(Node::items).unwrap_or_default() {
+        if let Some(file) = entry.get("file") {
+            absolute(file, findings);
+        }
+    }
+    if let Some(mode) = at(&["approvals", "mode"])
+        && mode.text() == Some("hold")
+    {
+        findings.unenforced(
+            mode.at,
+            "`nemoclaw.approvals.mode: hold` is not enforced by this version".to_owned(),
+            "write `mode: refuse` to start containers with this policy",
+        );
+    }
+}
+
+fn credential(entry: &Node, findings: &mut Findings<'_>) {
+    if entry.get("file").is_some() == entry.get("command").is_some() {
+        findings.error(
+            entry.at,
+            "a credential needs one of `file` and `command`".to_owned(),
+            "write `file: /etc/nemoclaw/keys/NAME`",
+        );
+    }
+    if let Some(file) = entry.get("file") {
+        absolute(file, findings);
+    }
+    let hosts = entry.get("hosts");
+    if let Some(hosts) = hosts.filter(|hosts| hosts.items().is_empty()) {
+        findings.error(
+            hosts.at,
+            "a credential without hosts could go nowhere".to_owned(),
+            "name the hosts that may get it",
+        );
+    }
+    for item in hosts.map(Node::items).unwrap_or_default() {
+        let text = item.text().unwrap_or_default();
+        if let Err(why) = HostPattern::parse(text) {
+            findings.error(
+                item.at,
+                format!("`{}` is no host: {why}", shown(text)),
+                "write a name such as api.example.com",
+            );
+        }
+    }
+}
+
+fn capability(item: &Node, findings: &mut Findings<'_>) {
+    let text = item.text().unwrap_or_default();
+    let name = text.strip_prefix("CAP_").unwrap_or(text);
+    if NEVER_KEPT.contains(&name) {
+        findings.error(
+            item.at,
+            format!("the capability {name} leads out of a sandbox and cannot be kept"),
+            "remove it; no policy can give it",
+        );
+    } else if !MAY_BE_KEPT.contains(&name) {
+        let help = super::diagnostic::nearest(name, &MAY_BE_KEPT).map_or_else(
+            || format!("write one of {}", MAY_BE_KEPT.join(", ")),
+            |near| format!("did you mean `{near}`?"),
+        );
+        findings.error(item.at, format!("`{}` is no capability", shown(text)), &help);
+    }
+}
+
+fn absolute(item: &Node, findings: &mut Findings<'_>) {
+    let text = item.text().unwrap_or_default();
+    if let Some(problem) = path_problem(text) {
+        findings.error(item.at, problem.to_owned(), "write an absolute path without `..`");
+    }
+}
+
+/// What is wrong with a path of a policy.
+pub(super) fn path_problem(text: &str) -> Option<&'static str> {
+    const MAX_PATH_BYTES: usize = 4096;
+    if !text.starts_with('/') {
+        Some("a path must start with `/`")
+    } else if text.split('/').any(|part| part == "..") {
+        Some("a path must not contain `..`")
+    } else if text.len() > MAX_PATH_BYTES || text.contains('\0') {
+        Some("the path is longer than 4096 bytes or holds a zero byte")
+    } else {
+        None
+    }
+}
+
+fn host(item: Option<&Node>, findings: &mut Findings<'_>) {
+    let Some(item) = item else { return };
+    let text = item.text().unwrap_or_default();
+    if let Err(why) = Host::parse(text) {
+        findings.error(
+            item.at,
+            format!("`{}` is no host name: {why}", shown(text)),
+            "write a name such as ollama",
+        );
+    }
+}
+
+fn hexadecimal(digits: Option<&str>, item: &Node, what: &str, findings: &mut Findings<'_>) {
+    let fine = digits
+        .is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()));
+    if !fine {
+        findings.error(
+            item.at,
+            format!("`{}` is not {what}", shown(item.text().unwrap_or_default())),
+            "write 64 hexadecimal digits (for images after `sha256:`)",
+        );
+    }
+}
+
+/// A text of the file, bounded and without control characters.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(80).collect::<String>().escape_debug().to_string()
+}
+
+/// The place of a node, or that of what it stands in.
+pub(super) fn place(node: Option<&Node>, otherwise: Place) -> Place {
+    node.map_or(otherwise, |node| node.at)
+}
