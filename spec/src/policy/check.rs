@@ -1,4 +1,4 @@
-//! From one file as written to a [`Policy`] layer: sections read, values
+//! From one file as written to a layer of a policy: sections read, values
 //! checked, contradictions reported. All problems of a file at once.
 
 use std::collections::BTreeSet;
