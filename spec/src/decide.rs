@@ -21,7 +21,7 @@ use crate::address::{self, AddressClass};
 use crate::http::Request;
 use crate::name::Host;
 use crate::policy::{Policy, Protocol};
-use index::{Bundle, Index, Site};
+use index::{Bundle, Group, Index, Site};
 
 /// What a connection, or one request on it, is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -349,22 +349,23 @@ impl Engine {
         {
             return deny(Reason::AddressNever, None);
         }
-        let Some(first) = self.index.first(&intent.destination, intent.port) else {
-            return deny(Reason::NoEndpoint, None);
-        };
+        let groups = self.index.groups(&intent.destination);
         let mut answer: Option<Decision> = None;
         for (n, holder) in caller.holders.iter().enumerate() {
             // Holders are often the same program many times.
             if caller.holders.iter().take(n).any(|other| other == holder) {
                 continue;
             }
-            let own = self.decide_for(intent, holder, first);
+            let own = self.decide_for(intent, holder, &groups);
             answer = Some(match answer {
                 Some(answer) => both(answer, own),
                 None => own,
             });
         }
         let Some(mut answer) = answer else {
+            let Some(first) = self.index.first(&groups, intent.port) else {
+                return deny(Reason::NoEndpoint, None);
+            };
             return deny(Reason::CallerUnknown, Some(self.reference(first)));
         };
         for layer in &self.narrower {
@@ -373,12 +374,15 @@ impl Engine {
         answer
     }
 
-    fn decide_for(&self, intent: &Intent, holder: &Process, first: Site) -> Decision {
-        let nearest = || Some(self.reference(first));
+    fn decide_for(&self, intent: &Intent, holder: &Process, groups: &[Group]) -> Decision {
+        let nearest = || self.index.first(groups, intent.port).map(|first| self.reference(first));
         let binaries = self.index.binaries(holder);
-        let bundles = self.index.bundles(&intent.destination, intent.port, &binaries);
+        let bundles = self.index.bundles(groups, intent.port, &binaries);
         if bundles.is_empty() {
-            return deny(Reason::BinaryNotAllowed, nearest());
+            let nearest = nearest();
+            let known = nearest.is_some();
+            let reason = if known { Reason::BinaryNotAllowed } else { Reason::NoEndpoint };
+            return deny(reason, nearest);
         }
         let mut addresses = AddressRule::default();
         for bundle in &bundles {
@@ -534,5 +538,7 @@ fn literal(path: &str) -> String {
     pattern
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use foldhash::fast::FixedState;
+
+/// A hash map whose keys only policies make: who asks cannot choose what
+/// collides, so that a fast hash with a fixed seed will do.
+pub(crate) type Map<K, V> = HashMap<K, V, FixedState>;
+
 /// Longest pattern accepted, in bytes.
 pub const MAX_PATTERN_BYTES: usize = 4096;
 /// Most alternatives that the braces of one pattern may spell out.
@@ -366,7 +372,7 @@ pub struct Trie<V> {
 
 #[derive(Debug, Clone)]
 struct Node<V> {
-    literals: HashMap<Box<str>, usize>,
+    literals: Map<Box<str>, usize>,
     shapes: Vec<(Vec<Token>, usize)>,
     any: Option<usize>,
     deep: Option<usize>,
@@ -378,7 +384,7 @@ struct Node<V> {
 impl<V> Default for Node<V> {
     fn default() -> Self {
         Self {
-            literals: HashMap::new(),
+            literals: Map::default(),
             shapes: Vec::new(),
             any: None,
             deep: None,

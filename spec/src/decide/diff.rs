@@ -6,6 +6,7 @@
 //! taken as one process without ancestors.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::{Caller, Decision, Destination, Engine, Intent, Process};
@@ -326,25 +327,39 @@ fn escaped(path: &str) -> String {
         .collect()
 }
 
-/// Every way in which the named parameters can be absent or differ.
+/// Every way in which the named parameters can be absent or differ: a
+/// parameter can be given several times, so that sets of values count.
 fn queries(
     values: &BTreeMap<String, BTreeMap<String, Pattern>>,
 ) -> Result<Vec<(String, String)>, TooIntertwined> {
+    const MAX_CLASSES: usize = 10;
+    let too_many = || TooIntertwined { what: "query values".to_owned() };
     let mut queries = vec![(String::new(), String::new())];
     for (name, patterns) in values {
         let found = classify(patterns, Texts::Values, "query values", "another value")?;
-        let mut next = queries.clone();
-        for class in &found {
+        if found.len() > MAX_CLASSES {
+            return Err(too_many());
+        }
+        let mut next = Vec::new();
+        for set in 0..1_u32 << found.len() {
+            let members = || {
+                let chosen = found.iter().enumerate();
+                chosen.filter(move |(n, _)| set >> n & 1 == 1).map(|(_, class)| class)
+            };
             for (query, label) in &queries {
-                let join = if query.is_empty() { '?' } else { '&' };
-                next.push((
-                    format!("{query}{join}{}={}", encoded(name), encoded(&class.example)),
-                    format!("{label}{join}{name}={}", class.label),
-                ));
+                let (mut query, mut label) = (query.clone(), label.clone());
+                for class in members() {
+                    let join = if query.is_empty() { '?' } else { '&' };
+                    // Writing to a String cannot fail.
+                    let _written =
+                        write!(query, "{join}{}={}", encoded(name), encoded(&class.example));
+                    let _written = write!(label, "{join}{name}={}", class.label);
+                }
+                next.push((query, label));
             }
         }
         if next.len() > MAX_REQUESTS {
-            return Err(TooIntertwined { what: "query values".to_owned() });
+            return Err(too_many());
         }
         queries = next;
     }

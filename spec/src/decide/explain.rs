@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::request::may_deny;
 use super::{Caller, Decision, Destination, Engine, Intent, Reason, remedy};
 use crate::glob::{Kind, Pattern};
 use crate::http::Request;
@@ -154,10 +155,41 @@ fn places(policy: &Policy, fits: impl Fn(usize, &Endpoint) -> bool) -> Vec<(usiz
     places
 }
 
-/// The smallest change that allows what is refused: tried one by one, the one
-/// that works is told.
+/// The smallest change that allows what is refused: tried one by one, those
+/// that work are told. Mostly it is one.
 fn allow(engine: &Engine, intent: &Intent, caller: &Caller, reason: Reason) -> Vec<String> {
-    let policy = engine.policy();
+    let mut policy = engine.policy().clone();
+    let mut told = Vec::new();
+    let mut now = reason;
+    'steps: for _ in 0..MAX_CONSIDERED {
+        for edit in edits(&policy, intent, caller, now).into_iter().take(MAX_CONSIDERED * 4) {
+            let Some(edited) = edit.apply(&policy) else { continue };
+            let tried = Engine::new(edited.clone(), engine.aliases.clone());
+            let after = match tried.decide(intent, caller) {
+                Decision::Deny(denial) => Some(denial.reason),
+                _ => None,
+            };
+            // Several deny rules may cover one request.
+            if after != Some(now) || matches!(edit, Edit::RemoveDeny { .. }) {
+                told.push(edit.describe(&policy));
+                policy = edited;
+                match after {
+                    Some(reason) => now = reason,
+                    None => return told,
+                }
+                continue 'steps;
+            }
+        }
+        break;
+    }
+    remedy(intent, caller, reason)
+        .map(|rule| format!("add under network_policies: {rule}"))
+        .into_iter()
+        .collect()
+}
+
+/// Changes that could help against a refusal, the smallest first.
+fn edits(policy: &Policy, intent: &Intent, caller: &Caller, reason: Reason) -> Vec<Edit> {
     let rule_fits =
         |r: usize| policy.rules.get(r).is_some_and(|rule| binary_fits(&rule.binaries, caller));
     let reaches = |endpoint: &Endpoint| {
@@ -166,14 +198,13 @@ fn allow(engine: &Engine, intent: &Intent, caller: &Caller, reason: Reason) -> V
     let mut edits: Vec<Edit> = Vec::new();
     match reason {
         Reason::RequestDenied => {
-            let deny = places(policy, |r, endpoint| rule_fits(r) && reaches(endpoint));
-            for (rule, endpoint) in deny {
-                let count = inspection(policy, rule, endpoint).map_or(0, |own| own.deny.len());
-                edits.extend((0..count).map(|matcher| Edit::RemoveDeny {
-                    rule,
-                    endpoint,
-                    matcher,
-                }));
+            for (rule, endpoint) in places(policy, |r, own| rule_fits(r) && reaches(own)) {
+                let list = inspection(policy, rule, endpoint).map(|own| own.deny.as_slice());
+                for (matcher, deny) in list.unwrap_or_default().iter().enumerate() {
+                    if intent.request.as_ref().is_none_or(|request| may_deny(deny, request)) {
+                        edits.push(Edit::RemoveDeny { rule, endpoint, matcher });
+                    }
+                }
             }
         }
         Reason::RequestNotAllowed => {
@@ -202,17 +233,7 @@ fn allow(engine: &Engine, intent: &Intent, caller: &Caller, reason: Reason) -> V
         }
         _ => {}
     }
-    for edit in edits.into_iter().take(MAX_CONSIDERED * 4) {
-        let Some(edited) = edit.apply(policy) else { continue };
-        let tried = Engine::new(edited, engine.aliases.clone());
-        if !matches!(tried.decide(intent, caller), Decision::Deny(_)) {
-            return vec![edit.describe(policy)];
-        }
-    }
-    remedy(intent, caller, reason)
-        .map(|rule| format!("add under network_policies: {rule}"))
-        .into_iter()
-        .collect()
+    edits
 }
 
 /// The changes that together refuse what is allowed.

@@ -7,13 +7,15 @@ use std::net::IpAddr;
 
 use super::{AddressRule, Destination, Process};
 use crate::address;
-use crate::glob::{Kind, Pattern, Trie};
+use crate::glob::{Kind, Map, Pattern, Trie};
 use crate::name::{Host, HostPattern};
 use crate::policy::{Binaries, Endpoint, Inspection, Matcher, Policy, Protocol, Rule};
 
 /// An endpoint by its place in the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Site {
+    /// Its place in the order of keys, which is not that of the file.
+    rank: u32,
     rule: usize,
     endpoint: usize,
 }
@@ -26,7 +28,7 @@ impl Site {
 }
 
 /// Hosts that the same endpoints name in the same words.
-type Group = u32;
+pub(super) type Group = u32;
 /// A pattern over executables; 0 stands for any program.
 type Binary = u32;
 const ANY_BINARY: Binary = 0;
@@ -34,14 +36,16 @@ const ANY_BINARY: Binary = 0;
 /// The tables.
 #[derive(Debug)]
 pub(super) struct Index {
-    exact: HashMap<Host, Group>,
-    addresses: HashMap<IpAddr, Group>,
+    exact: Map<Host, Group>,
+    addresses: Map<IpAddr, Group>,
     wild: Trie<Group>,
     everywhere: Option<Group>,
     /// The first endpoint of a group's port, to be named in refusals.
-    ports: HashMap<(Group, u16), Site>,
+    ports: Map<(Group, u16), Site>,
     executables: Trie<Binary>,
-    bundles: HashMap<(Group, u16, Binary), Bundle>,
+    /// Request paths of all rules.
+    pub(super) paths: Trie<PathId>,
+    bundles: Map<(Group, u16, Binary), Bundle>,
 }
 
 /// What one program may do on one port of one group of hosts.
@@ -55,36 +59,36 @@ pub(super) struct Bundle {
     pub(super) requests: Option<Box<Requests>>,
 }
 
+/// A pattern over request paths, which rules of many hosts may share.
+pub(super) type PathId = u32;
+
 /// The inspected endpoints of a bundle.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Requests {
     /// One endpoint for all that have no path of their own.
     pub(super) pathless: Option<Site>,
-    /// One endpoint for each path.
-    pub(super) by_path: Trie<Site>,
-    paths: HashSet<String>,
+    /// One endpoint for each path, sorted: equal paths are read alike.
+    pub(super) by_path: Vec<(PathId, Site)>,
     pub(super) allow: Clauses,
     pub(super) deny: Clauses,
-    /// Endpoints whose rules are about bodies.
-    pub(super) bodies: Vec<Site>,
+    /// Endpoints whose rules are about bodies, with their own paths.
+    pub(super) bodies: Vec<(Option<PathId>, Site)>,
     protocols: Vec<Protocol>,
 }
 
-/// Rules about method, path and query.
-#[derive(Debug)]
-pub(super) struct Clauses {
-    pub(super) by_path: Trie<usize>,
-    pub(super) list: Vec<Clause>,
-    /// Texts of the rules that are in, and of the endpoints' own paths.
-    known: HashSet<String>,
-    denies: bool,
-}
+/// Rules about method, path and query, sorted by path.
+#[derive(Debug, Default)]
+pub(super) struct Clauses(Vec<Clause>);
 
 /// One of them: a matcher of an endpoint.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Clause {
+    path: PathId,
     pub(super) site: Site,
-    pub(super) matcher: usize,
+    matcher: u32,
+    /// The endpoint's own path, which must cover the request too.
+    own_path: Option<PathId>,
+    denies: bool,
 }
 
 impl Bundle {
@@ -96,18 +100,20 @@ impl Bundle {
 impl Index {
     pub(super) fn new(policy: &Policy, aliases: &HashMap<String, String>) -> Self {
         let mut index = Self {
-            exact: HashMap::new(),
-            addresses: HashMap::new(),
+            exact: Map::default(),
+            addresses: Map::default(),
             wild: Trie::new(Kind::Dotted),
             everywhere: None,
-            ports: HashMap::new(),
+            ports: Map::default(),
             executables: Trie::new(Kind::Path),
-            bundles: HashMap::new(),
+            paths: Trie::new(Kind::Path),
+            bundles: Map::default(),
         };
-        let mut names = Names::default();
+        let mut names = Names::new();
         // The answer must not depend on the order of rules in the file.
         let mut order: Vec<usize> = (0..policy.rules.len()).collect();
         order.sort_by_key(|n| policy.rules.get(*n).map(|rule| rule.key.clone()));
+        let mut rank = 0;
         for (rule, n) in order.iter().filter_map(|n| Some((policy.rules.get(*n)?, *n))) {
             let binaries = index.binaries_of(rule, aliases, &mut names);
             let mut endpoints: Vec<usize> = (0..rule.endpoints.len()).collect();
@@ -115,19 +121,22 @@ impl Index {
             for e in endpoints {
                 let Some(endpoint) = rule.endpoints.get(e) else { continue };
                 let Some(group) = index.group(endpoint, &mut names) else { continue };
-                let site = Site { rule: n, endpoint: e };
+                let site = Site { rank, rule: n, endpoint: e };
+                rank += 1;
                 for port in &endpoint.ports {
                     index.ports.entry((group, *port)).or_insert(site);
                     for binary in &binaries {
-                        index
-                            .bundles
-                            .entry((group, *port, *binary))
-                            .or_default()
-                            .add(site, endpoint);
+                        let key = (group, *port, *binary);
+                        let bundle = index.bundles.entry(key).or_default();
+                        bundle.add(key, site, endpoint, &mut names);
                     }
                 }
             }
         }
+        for bundle in index.bundles.values_mut() {
+            bundle.finish();
+        }
+        index.paths = names.paths;
         index
     }
 
@@ -179,7 +188,7 @@ impl Index {
     }
 
     /// The groups that a destination belongs to.
-    fn groups(&self, destination: &Destination) -> Vec<Group> {
+    pub(super) fn groups(&self, destination: &Destination) -> Vec<Group> {
         let mut groups = match destination {
             Destination::Host(host) => self.groups_of(host),
             Destination::Address { address, names } => {
@@ -206,12 +215,9 @@ impl Index {
         self.exact.contains_key(host) || !self.wild.find(host.as_str()).is_empty()
     }
 
-    /// The first endpoint for this host and port, whoever asks.
-    pub(super) fn first(&self, destination: &Destination, port: u16) -> Option<Site> {
-        self.groups(destination)
-            .into_iter()
-            .filter_map(|group| self.ports.get(&(group, port)).copied())
-            .min()
+    /// The first endpoint for these hosts and this port, whoever asks.
+    pub(super) fn first(&self, groups: &[Group], port: u16) -> Option<Site> {
+        groups.iter().filter_map(|group| self.ports.get(&(*group, port)).copied()).min()
     }
 
     /// The patterns that cover a process or one of its ancestors.
@@ -225,16 +231,11 @@ impl Index {
         binaries
     }
 
-    pub(super) fn bundles(
-        &self,
-        destination: &Destination,
-        port: u16,
-        binaries: &[Binary],
-    ) -> Vec<&Bundle> {
+    pub(super) fn bundles(&self, groups: &[Group], port: u16, binaries: &[Binary]) -> Vec<&Bundle> {
         let mut bundles = Vec::new();
-        for group in self.groups(destination) {
+        for group in groups {
             for binary in binaries {
-                bundles.extend(self.bundles.get(&(group, port, *binary)));
+                bundles.extend(self.bundles.get(&(*group, port, *binary)));
             }
         }
         bundles
@@ -242,14 +243,30 @@ impl Index {
 }
 
 /// Numbers given out while the tables are made.
-#[derive(Default)]
 struct Names {
     groups: Group,
-    wild: HashMap<String, Group>,
-    binaries: HashMap<String, Binary>,
+    wild: Map<String, Group>,
+    binaries: Map<String, Binary>,
+    path_ids: Map<String, PathId>,
+    paths: Trie<PathId>,
+    said: HashSet<Said, foldhash::fast::FixedState>,
 }
 
+/// What a rule about requests says, to tell repetitions.
+type Said = ((Group, u16, Binary), PathId, Option<PathId>, bool, String);
+
 impl Names {
+    fn new() -> Self {
+        Self {
+            groups: 0,
+            wild: Map::default(),
+            binaries: Map::default(),
+            path_ids: Map::default(),
+            paths: Trie::new(Kind::Path),
+            said: HashSet::default(),
+        }
+    }
+
     fn group(&mut self) -> Group {
         self.groups += 1;
         self.groups
@@ -259,17 +276,31 @@ impl Names {
         // 0 is any program.
         Binary::try_from(self.binaries.len() + 1).unwrap_or(Binary::MAX)
     }
+
+    fn path(&mut self, pattern: &Pattern) -> PathId {
+        if let Some(id) = self.path_ids.get(pattern.as_str()) {
+            return *id;
+        }
+        let id = PathId::try_from(self.path_ids.len()).unwrap_or(PathId::MAX);
+        self.path_ids.insert(pattern.as_str().to_owned(), id);
+        self.paths.insert(pattern, id);
+        id
+    }
 }
 
 impl Bundle {
-    fn add(&mut self, site: Site, endpoint: &Endpoint) {
+    fn add(
+        &mut self,
+        key: (Group, u16, Binary),
+        site: Site,
+        endpoint: &Endpoint,
+        names: &mut Names,
+    ) {
         self.addresses.join(&AddressRule {
             ranges: endpoint.allowed_ips.clone(),
             unrestricted: endpoint.allowed_ips.is_empty(),
             private: endpoint.private,
         });
-        self.addresses.ranges.sort_unstable();
-        self.addresses.ranges.dedup();
         let Some(inspection) = endpoint.inspection.as_ref().filter(|inspection| {
             // OpenShell passes these on without a look inside.
             !endpoint.tls_skip && inspection.protocol != Protocol::Sql
@@ -278,79 +309,83 @@ impl Bundle {
             return;
         };
         self.inspected.get_or_insert(site);
-        let requests = self.requests.get_or_insert_with(|| Box::new(Requests::new()));
+        let requests = self.requests.get_or_insert_default();
         if !requests.protocols.contains(&inspection.protocol) {
             requests.protocols.push(inspection.protocol);
         }
-        let path = inspection.path.as_ref();
-        match path {
+        let own_path = inspection.path.as_ref().map(|path| names.path(path));
+        match own_path {
             None => drop(requests.pathless.get_or_insert(site)),
-            Some(path) => {
-                // One endpoint for each path: equal paths are read alike.
-                if requests.paths.insert(path.as_str().to_owned()) {
-                    requests.by_path.insert(path, site);
-                }
-            }
+            Some(path) => requests.by_path.push((path, site)),
         }
-        let own_path = path.map_or("", Pattern::as_str);
         let mut bodies = matches!(
             inspection.protocol,
             Protocol::GraphQl | Protocol::WebSocket | Protocol::JsonRpc | Protocol::Mcp
         );
-        for (clauses, matchers) in
-            [(&mut requests.allow, &inspection.allow), (&mut requests.deny, &inspection.deny)]
-        {
-            for (n, matcher) in matchers.iter().enumerate() {
-                if let Matcher::Http { method, path, query } = matcher {
-                    let method = method.as_ref().map_or("*", |method| method.as_str());
-                    let text = format!("{method} {path} {own_path} {query:?}");
-                    clauses.add(path, text, Clause { site, matcher: n });
-                } else {
+        for (clauses, matchers, denies) in [
+            (&mut requests.allow, &inspection.allow, false),
+            (&mut requests.deny, &inspection.deny, true),
+        ] {
+            for (n, matcher) in (0..).zip(matchers) {
+                let Matcher::Http { method, path, query } = matcher else {
                     bodies = true;
+                    continue;
+                };
+                let path = names.path(path);
+                let method = method.as_ref().map_or("*", |method| method.as_str());
+                let same = (key, path, own_path, denies, format!("{method} {query:?}"));
+                // A rule that says the same as another adds nothing.
+                if names.said.insert(same) {
+                    clauses.0.push(Clause { path, site, matcher: n, own_path, denies });
                 }
             }
         }
         if bodies {
-            requests.bodies.push(site);
+            requests.bodies.push((own_path, site));
+        }
+    }
+
+    /// Brings everything into the order that lookups rely on.
+    fn finish(&mut self) {
+        self.addresses.ranges.sort_unstable();
+        self.addresses.ranges.dedup();
+        if let Some(requests) = &mut self.requests {
+            requests.by_path.sort_unstable();
+            requests.by_path.dedup_by_key(|(path, _)| *path);
+            requests.allow.0.sort_unstable();
+            requests.deny.0.sort_unstable();
         }
     }
 }
 
 impl Requests {
-    fn new() -> Self {
-        Self {
-            pathless: None,
-            by_path: Trie::new(Kind::Path),
-            paths: HashSet::new(),
-            allow: Clauses::new(false),
-            deny: Clauses::new(true),
-            bodies: Vec::new(),
-            protocols: Vec::new(),
-        }
+    /// The endpoints that could read a request with these paths.
+    pub(super) fn readers(&self, paths: &[PathId]) -> impl Iterator<Item = Site> {
+        let found = paths.iter().filter_map(|path| {
+            let n = self.by_path.binary_search_by_key(path, |(own, _)| *own).ok()?;
+            self.by_path.get(n).map(|(_, site)| *site)
+        });
+        found.chain(self.pathless)
     }
 }
 
 impl Clauses {
-    fn new(denies: bool) -> Self {
-        let (by_path, list) = (Trie::new(Kind::Path), Vec::new());
-        Self { by_path, list, known: HashSet::new(), denies }
+    /// The rules for a request with these paths.
+    pub(super) fn find(&self, paths: &[PathId]) -> impl Iterator<Item = &Clause> {
+        paths.iter().flat_map(move |path| {
+            let from = self.0.partition_point(|clause| clause.path < *path);
+            let list = self.0.get(from..).unwrap_or_default();
+            list.iter().take_while(move |clause| clause.path == *path).filter(move |clause| {
+                clause.own_path.is_none_or(|own| paths.binary_search(&own).is_ok())
+            })
+        })
     }
+}
 
-    /// Adds a rule; one that says the same as another adds nothing.
-    fn add(&mut self, path: &Pattern, text: String, clause: Clause) {
-        if self.known.insert(text) {
-            self.by_path.insert(path, self.list.len());
-            self.list.push(clause);
-        }
-    }
-
-    /// The matcher behind a rule of these.
-    pub(super) fn matcher<'a>(
-        &self,
-        clause: &Clause,
-        inspection: &'a Inspection,
-    ) -> Option<&'a Matcher> {
+impl Clause {
+    /// The matcher behind it.
+    pub(super) fn matcher(self, inspection: &Inspection) -> Option<&Matcher> {
         let list = if self.denies { &inspection.deny } else { &inspection.allow };
-        list.get(clause.matcher)
+        list.get(usize::try_from(self.matcher).ok()?)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::index::{Bundle, Clauses, Requests, Site};
+use super::index::{Bundle, Clauses, PathId, Requests, Site};
 use super::{Denial, Engine, Reason};
 use crate::glob::Pattern;
 use crate::http::{Content, GraphQl, JsonRpc, Method, Operation, Request};
@@ -23,7 +23,8 @@ impl Engine {
     pub(super) fn judge(&self, request: &Request, bundles: &[&Bundle]) -> Judged {
         let requests: Vec<&Requests> =
             bundles.iter().filter_map(|bundle| bundle.requests.as_deref()).collect();
-        let reader = self.reader(request, &requests);
+        let paths = self.index.paths.find(request.target.path());
+        let reader = self.reader(&paths, &requests);
         let (Some(reader), any) = (reader, bundles.iter().filter_map(|b| b.inspected).min()) else {
             // Endpoints with paths of their own, and none for this one.
             let nearest = bundles.iter().filter_map(|bundle| bundle.inspected).min();
@@ -39,8 +40,8 @@ impl Engine {
         if malformed(&request.content) {
             return Err(self.denial(Reason::Malformed, Some(reader)));
         }
-        let denied = requests.iter().find_map(|own| self.denied(request, own));
-        let allowed = requests.iter().find_map(|own| self.allowed(request, own));
+        let denied = requests.iter().find_map(|own| self.denied(request, &paths, own));
+        let allowed = requests.iter().find_map(|own| self.allowed(request, &paths, own));
         match (denied, allowed) {
             (None, Some(site)) => Ok((site, None)),
             (denied, _) => {
@@ -60,82 +61,91 @@ impl Engine {
     /// The endpoint that says how the request is read: the one with the most
     /// specific path. Those with equal ones say the same, or the policy had
     /// been refused.
-    fn reader(&self, request: &Request, requests: &[&Requests]) -> Option<Site> {
-        let path = request.target.path();
-        requests
-            .iter()
-            .flat_map(|own| own.by_path.find(path).into_iter().chain(own.pathless))
-            .max_by_key(|site| {
-                let own = self.inspection(*site).and_then(|inspection| inspection.path.as_ref());
-                let rank = own.map_or((false, 0), |path| (true, path.specificity()));
-                (rank, std::cmp::Reverse(*site))
-            })
+    fn reader(&self, paths: &[PathId], requests: &[&Requests]) -> Option<Site> {
+        requests.iter().flat_map(|own| own.readers(paths)).max_by_key(|site| {
+            let own = self.inspection(*site).and_then(|inspection| inspection.path.as_ref());
+            let rank = own.map_or((false, 0), |path| (true, path.specificity()));
+            (rank, std::cmp::Reverse(*site))
+        })
     }
 
-    fn allowed(&self, request: &Request, own: &Requests) -> Option<Site> {
-        let by_line = self.clause(request, &own.allow, |query, wanted| {
+    fn allowed(&self, request: &Request, paths: &[PathId], own: &Requests) -> Option<Site> {
+        let by_line = self.clause(request, paths, &own.allow, |query, wanted| {
             wanted.iter().all(|(name, patterns)| {
                 let mut values = query.iter().filter(|(own, _)| own == name).peekable();
                 values.peek().is_some()
                     && values.all(|(_, value)| patterns.iter().any(|p| p.matches(value)))
             })
         });
-        let by_body = || {
-            own.bodies.iter().copied().find(|site| {
-                self.covered(*site, request)
-                    .is_some_and(|inspection| body_allowed(request, inspection))
-            })
-        };
+        let by_body = || self.body(paths, own, |inspection| body_allowed(request, inspection));
         by_line.or_else(by_body)
     }
 
-    fn denied(&self, request: &Request, own: &Requests) -> Option<Site> {
-        let by_line = self.clause(request, &own.deny, |query, wanted| {
-            wanted.iter().all(|(name, patterns)| {
-                query
-                    .iter()
-                    .filter(|(own, _)| own == name)
-                    .any(|(_, value)| patterns.iter().any(|p| p.matches(value)))
-            })
-        });
-        let by_body = || {
-            own.bodies.iter().copied().find(|site| {
-                self.covered(*site, request)
-                    .is_some_and(|inspection| body_denied(request, inspection))
-            })
-        };
+    fn denied(&self, request: &Request, paths: &[PathId], own: &Requests) -> Option<Site> {
+        let by_line = self.clause(request, paths, &own.deny, any_value_fits);
+        let by_body = || self.body(paths, own, |inspection| body_denied(request, inspection));
         by_line.or_else(by_body)
     }
 
-    /// The endpoint's rules, where its own path covers the request.
-    fn covered(&self, site: Site, request: &Request) -> Option<&Inspection> {
-        self.inspection(site).filter(|inspection| {
-            inspection.path.as_ref().is_none_or(|path| path.matches(request.target.path()))
-        })
+    /// The first endpoint whose rules about bodies say so.
+    fn body(
+        &self,
+        paths: &[PathId],
+        own: &Requests,
+        says: impl Fn(&Inspection) -> bool,
+    ) -> Option<Site> {
+        let mut here = own
+            .bodies
+            .iter()
+            .filter(|(path, _)| path.is_none_or(|path| paths.binary_search(&path).is_ok()))
+            .map(|(_, site)| *site);
+        here.find(|site| self.inspection(*site).is_some_and(&says))
     }
 
     /// The first rule about method, path and query that covers the request.
     fn clause(
         &self,
         request: &Request,
+        paths: &[PathId],
         clauses: &Clauses,
         fits: impl Fn(&[(String, String)], &BTreeMap<String, Vec<Pattern>>) -> bool,
     ) -> Option<Site> {
-        let found = clauses.by_path.find(request.target.path());
-        let mut list = found.into_iter().filter_map(|n| clauses.list.get(n));
-        list.find(|clause| {
-            let covered = self.covered(clause.site, request);
-            covered.and_then(|inspection| clauses.matcher(clause, inspection)).is_some_and(
-                |matcher| match matcher {
-                    Matcher::Http { method, query, .. } => {
-                        method_fits(method.as_ref(), &request.method)
-                            && fits(request.target.parameters(), query)
-                    }
-                    _ => false,
-                },
-            )
-        })
-        .map(|clause| clause.site)
+        let covers = |matcher: &Matcher| match matcher {
+            Matcher::Http { method, query, .. } => {
+                method_fits(method.as_ref(), &request.method)
+                    && fits(request.target.parameters(), query)
+            }
+            _ => false,
+        };
+        clauses
+            .find(paths)
+            .find(|clause| {
+                let inspection = self.inspection(clause.site);
+                inspection.and_then(|own| clause.matcher(own)).is_some_and(covers)
+            })
+            .map(|clause| clause.site)
+    }
+}
+
+/// To deny, one value of each named parameter is enough.
+fn any_value_fits(query: &[(String, String)], wanted: &BTreeMap<String, Vec<Pattern>>) -> bool {
+    wanted.iter().all(|(name, patterns)| {
+        query
+            .iter()
+            .filter(|(own, _)| own == name)
+            .any(|(_, value)| patterns.iter().any(|p| p.matches(value)))
+    })
+}
+
+/// Whether a deny rule could be why a request is refused.
+pub(super) fn may_deny(rule: &Matcher, request: &Request) -> bool {
+    match rule {
+        Matcher::Http { method, path, query } => {
+            method_fits(method.as_ref(), &request.method)
+                && path.matches(request.target.path())
+                && any_value_fits(request.target.parameters(), query)
+        }
+        _ => true,
     }
 }
 
@@ -175,9 +185,10 @@ fn body_denied(request: &Request, inspection: &Inspection) -> bool {
                 })
         }
         (Content::JsonRpc(body), Protocol::JsonRpc | Protocol::Mcp) => {
-            request.method.as_str() == "POST"
-                && ((inspection.protocol == Protocol::JsonRpc && body.response)
-                    || inspection.deny.iter().any(|rule| rpc_fits(rule, body)))
+            // JSON-RPC, unlike MCP, has no requests that a client could answer.
+            (inspection.protocol == Protocol::JsonRpc && body.response)
+                || (request.method.as_str() == "POST"
+                    && inspection.deny.iter().any(|rule| rpc_fits(rule, body)))
         }
         _ => false,
     }
