@@ -267,7 +267,7 @@ impl Plan {
             masked,
             make_directories: filesystem.make_directories,
             pids: pids(spec, policy),
-            nofile: host.nofile_max.min(65_536),
+            nofile: host.nofile_max.min(policy.options.open_files),
             seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
             identity,
             notes,

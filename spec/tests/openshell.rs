@@ -951,9 +951,9 @@ mod tests {
     const METHODS: [&str; 9] =
         ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "get", "WEBSOCKET_TEXT"];
     const KEYS: [&str; 4] = ["tag", "kind", "a b", "n"];
-    const VALUES: [&str; 14] = [
-        "v1.2", "v1.2.3", "v1", "a/b", "a b", "a", "b", "abc", "x.y", "w.x.y", "1", "", "a/b.c",
-        "v1.",
+    const VALUES: [&str; 16] = [
+        "v1.2", "B", "X.y", "v1.2.3", "v1", "a/b", "a b", "a", "b", "abc", "x.y", "w.x.y", "1", "",
+        "a/b.c", "v1.",
     ];
     const VALUE_PATTERNS: [&str; 16] = [
         "v1.*", "v1.**", "*", "a/*", "a*", "b", "a b", "[ab]", "{a,b}", "?", "**", "x.y", "**.y",

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         ("pause_resume_update_events_ps_list", other_verbs),
         ("checkpoint_and_restore_are_refused_in_words", checkpoint),
         ("an_image_with_dev_as_a_symbolic_link_is_refused", linked_dev),
+        ("a_policy_is_made_of_files_that_only_root_can_write", extended_policy),
         ("a_policy_others_can_write_is_refused", writable_policy),
         ("a_policy_this_version_cannot_enforce_is_refused_by_name", unenforced_policy),
         ("without_the_proxy_s_binary_nothing_starts", no_proxy),
@@ -444,6 +445,41 @@ fn writable_policy() -> Outcome {
     equal("run", &done.code, &1)?;
     contains("words", &done.err, "must belong to root and be writable by nobody else")?;
     equal("run", &with_policy(&bundle, "version: 1\nnemoclaw: {}\n", "644")?.code, &0)
+}
+
+/// A file of the operator's, gone when the trial is.
+struct OperatorFile(PathBuf);
+
+impl Drop for OperatorFile {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).ok();
+    }
+}
+
+fn extended_policy() -> Outcome {
+    let bundle = Bundle::new(&["true"])?;
+    let name = unique("preset");
+    let directory = Path::new("/etc/nemoclaw/presets");
+    fs::create_dir_all(directory)?;
+    let preset = OperatorFile(directory.join(format!("{name}.yaml")));
+    let pids = if without_pids().is_some() { 0 } else { 99 };
+    let text =
+        format!("version: 1\nnemoclaw: {{presets: [{name}], resources: {{pids: {pids}}}}}\n");
+    let rule = "{endpoints: [{host: a.example, port: 9}], binaries: any}";
+    fs::write(
+        &preset.0,
+        format!("preset: {{name: {name}}}\nnemoclaw: {{}}\nnetwork_policies: {{p: {rule}}}\n"),
+    )?;
+    sh(&format!("chmod 644 {}", preset.0.display())).ok()?;
+    equal("run", &with_policy(&bundle, &text, "644")?.code, &0)?;
+    sh(&format!("chmod 666 {}", preset.0.display())).ok()?;
+    let done = with_policy(&bundle, &text, "644")?;
+    equal("run", &done.code, &1)?;
+    contains("words", &done.err, "must belong to root and be writable by nobody else")?;
+    drop(preset);
+    let done = with_policy(&bundle, &text, "644")?;
+    equal("run", &done.code, &1)?;
+    contains("words", &done.err, &format!("there is no preset `{name}`"))
 }
 
 fn unenforced_policy() -> Outcome {

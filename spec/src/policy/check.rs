@@ -36,6 +36,18 @@ pub(super) struct Layer {
     pub(super) unenforced: Vec<Diagnostic>,
 }
 
+impl Layer {
+    /// Whether it is more than a set of rules.
+    pub(super) fn says_more_than_rules(&self) -> bool {
+        self.filesystem.is_some()
+            || self.landlock.is_some()
+            || self.process.is_some()
+            || !self.options.is_empty()
+            || !self.middlewares.is_empty()
+            || !self.bases.is_empty()
+    }
+}
+
 /// Another file that a policy starts from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Base {

@@ -501,8 +501,7 @@ static RESOURCES: Section = Section {
             "The greatest number of open files of a process (RLIMIT_NOFILE).",
             "open_files: 4096",
             "1",
-        )
-        .later(),
+        ),
         key(
             "memory",
             Bytes,

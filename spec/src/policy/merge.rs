@@ -62,7 +62,7 @@ impl Library for NoLibrary {
 /// Reads a policy with everything it extends.
 pub(super) fn load(text: &str, name: &str, library: &dyn Library) -> Result<Policy, InvalidPolicy> {
     let mut stack = Stack { library, seen: BTreeSet::new(), layers: Vec::new() };
-    stack.add(text, name)?;
+    stack.add(text, name, false)?;
     let policy = stack.merge(name);
     overlap::check(&policy).map_err(|mut problems| {
         for problem in problems.iter_mut().filter(|problem| problem.file == name) {
@@ -82,11 +82,20 @@ struct Stack<'a> {
 
 impl Stack<'_> {
     /// Adds a file after everything it starts from.
-    fn add(&mut self, text: &str, name: &str) -> Result<(), InvalidPolicy> {
+    fn add(&mut self, text: &str, name: &str, preset: bool) -> Result<(), InvalidPolicy> {
         let tree = tree::read(text, name)?;
         let mut layer =
             check::layer(&tree, text, name).map_err(|problems| InvalidPolicy { problems })?;
         let mut problems: Vec<Diagnostic> = Vec::new();
+        if preset && layer.says_more_than_rules() {
+            let mut findings = Findings::new(name, text);
+            findings.error(
+                tree.at,
+                "a preset holds rules only".to_owned(),
+                "keep `preset`, `nemoclaw: {}` and `network_policies`; what else a policy says goes into one that others extend",
+            );
+            problems.append(&mut findings.found);
+        }
         for (base, at) in std::mem::take(&mut layer.bases) {
             // Named twice is named once; a circle ends here too.
             if !self.seen.insert(base.clone()) {
@@ -97,7 +106,8 @@ impl Stack<'_> {
                     format!("more than {MAX_LAYERS} files make up this policy")
                 }
                 Some((text, file)) => {
-                    if let Err(invalid) = self.add(&text, &file) {
+                    let preset = matches!(base, Base::Preset(_));
+                    if let Err(invalid) = self.add(&text, &file, preset) {
                         problems.extend(invalid.problems);
                     }
                     continue;

@@ -63,6 +63,8 @@ pub(crate) const MAY_BE_KEPT: [&str; 14] = [
 pub struct Options {
     /// The greatest number of processes in the sandbox; 0 for no limit.
     pub pids: i64,
+    /// The greatest number of open files of a process (RLIMIT_NOFILE).
+    pub open_files: u64,
     /// Whether a container may run as root of its user namespace.
     pub allow_root: bool,
     /// What to do with capabilities asked for beyond the engine's default set.
@@ -113,6 +115,7 @@ impl Options {
         };
         Self {
             pids: at("resources.pids").and_then(Json::as_i64).unwrap_or(512),
+            open_files: at("resources.open_files").and_then(Json::as_u64).unwrap_or(65_536),
             allow_root: at("allow_root").and_then(Json::as_bool).unwrap_or(false),
             excess: match at("capabilities.excess").and_then(Json::as_str) {
                 Some("strip") => Excess::Strip,
@@ -156,6 +159,7 @@ impl Options {
             }
         };
         set(["resources", "pids"], Json::from(pids));
+        set(["resources", "open_files"], Json::from(self.open_files.min(other.open_files)));
         set(["allow_root", ""], Json::from(self.allow_root && other.allow_root));
         let refuse = self.excess == Excess::Refuse || other.excess == Excess::Refuse;
         set(["capabilities", "excess"], Json::from(if refuse { "refuse" } else { "strip" }));

@@ -332,6 +332,13 @@ impl Library for Shelf {
     }
 
     fn preset(&self, name: &str) -> Option<(String, String)> {
+        if name == "loose" {
+            let text = "nemoclaw: {allow_root: true}\nnetwork_policies: {}\n".to_owned();
+            return Some((
+                text.replacen("nemo", "preset: {}\nnemo", 1),
+                "/presets/loose.yaml".to_owned(),
+            ));
+        }
         (name == "own").then(|| {
             ("preset: {name: own}\nnemoclaw: {}\nnetwork_policies: {a: {endpoints: [{host: own.example, port: 1}], binaries: any}}\n".to_owned(), "/presets/own.yaml".to_owned())
         })
@@ -353,6 +360,8 @@ fn layers_add_rules_and_the_nearest_word_counts() {
     let unknown = problems("version: 1\nnemoclaw: {presets: [pipy]}\n");
     assert!(unknown[0].contains("p.yaml:2:22: there is no preset `pipy`"), "{unknown:?}");
     assert!(unknown[0].contains("did you mean `pypi`?"), "{unknown:?}");
+    let loose = Policy::parse_with("version: 1\nnemoclaw: {presets: [loose]}\n", "p", &Shelf);
+    assert!(loose.unwrap_err().to_string().contains("a preset holds rules only"));
     let bad = Policy::parse_with("version: 1\nnemoclaw: {extends: [bad]}\n", "p", &Shelf);
     assert!(bad.unwrap_err().to_string().starts_with("/policies/bad.yaml:2:12: unknown key `x`"));
 }
