@@ -198,7 +198,7 @@ proptest! {
     fn spellings_of_one_intent_decide_alike(rules in rules(), intent in intent(), caller in caller()) {
         let engine = engine(&rules);
         let mut spelt = intent.clone();
-        let Destination::Host(host) = &intent.destination else { unreachable!("hosts only") };
+        let Destination::Host(host) = &intent.destination else { panic!("hosts only") };
         let loud = format!("{}.", host.as_str().to_ascii_uppercase());
         spelt.destination = Destination::Host(Host::parse(&loud).unwrap());
         if let Some(request) = &mut spelt.request {
