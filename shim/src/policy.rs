@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use nemoclaw_spec::policy::{BASELINE, Files, Library, MAX_POLICY_BYTES, Policy};
+use nemoclaw_spec::policy::{BASELINE, Files, Library, MAX_POLICY_BYTES, Policy, preset};
 
 /// Where the operator's files live.
 const CONFIG: &str = "/etc/nemoclaw";
@@ -27,7 +28,12 @@ pub(crate) struct Selected {
 /// A file that is missing, not root's own, or not a policy.
 pub(crate) fn select(argument: Option<&str>) -> Result<Selected> {
     if let Some(argument) = argument.filter(|argument| *argument != "observe") {
-        return load(&locate(argument)?);
+        let path = locate(argument)?;
+        let built_in = preset::policy(argument).filter(|_| path.symlink_metadata().is_err());
+        return built_in.map_or_else(
+            || load(&path),
+            |text| parsed(text.to_owned(), format!("built-in {argument}")),
+        );
     }
     let default = Path::new(CONFIG).join("policy.yaml");
     if default.symlink_metadata().is_ok() {
@@ -58,8 +64,10 @@ fn locate(argument: &str) -> Result<PathBuf> {
 }
 
 fn load(path: &Path) -> Result<Selected> {
-    let text = read(path)?;
-    let name = path.display().to_string();
+    parsed(read(path)?, path.display().to_string())
+}
+
+fn parsed(text: String, name: String) -> Result<Selected> {
     let library = Operator::default();
     let policy = Policy::parse_with(&text, &name, &library).map_err(|invalid| {
         // Why a file could not be read is a better answer than that it is unknown.
@@ -73,19 +81,35 @@ fn load(path: &Path) -> Result<Selected> {
 
 /// Reads a file that only root can have written.
 fn read(path: &Path) -> Result<String> {
-    let metadata =
-        fs::metadata(path).with_context(|| format!("cannot find the policy {}", path.display()))?;
-    // SECURITY: only root's files may widen; a file others can write is theirs.
+    // SECURITY: only root's files may widen. The path is resolved once, and
+    // what is checked is what is read.
+    let real = fs::canonicalize(path)
+        .with_context(|| format!("cannot find the policy {}", path.display()))?;
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits() | rustix::fs::OFlags::NONBLOCK.bits();
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(i32::try_from(flags).unwrap_or_default())
+        .open(&real)
+        .with_context(|| format!("cannot open the policy {}", path.display()))?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        bail!("the policy {} is no file", path.display());
+    }
     if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
         bail!(
             "the policy {} must belong to root and be writable by nobody else; run: chown root {0} && chmod go-w {0}",
             path.display()
         );
     }
-    if metadata.len() > MAX_POLICY_BYTES as u64 {
+    let limit = MAX_POLICY_BYTES as u64;
+    let mut text = String::new();
+    file.take(limit + 1)
+        .read_to_string(&mut text)
+        .with_context(|| format!("cannot read the policy {}", path.display()))?;
+    if text.len() > MAX_POLICY_BYTES {
         bail!("the policy {} is larger than {MAX_POLICY_BYTES} bytes", path.display());
     }
-    fs::read_to_string(path).with_context(|| format!("cannot read the policy {}", path.display()))
+    Ok(text)
 }
 
 /// The operator's files, found by name in /etc/nemoclaw, and what was found.

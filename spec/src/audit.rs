@@ -112,8 +112,8 @@ impl Event {
         self.rule = denial.nearest.as_ref().map(ToString::to_string);
         self.reason = Some(denial.reason.code().to_owned());
         self.detail = Some(denial.reason.sentence().to_owned());
-        self.allow_with =
-            remedy(intent, caller, denial.reason).map(|yaml| shorten_to(&yaml, 2 * MAX_PATH_SHOWN));
+        self.allow_with = remedy(None, intent, caller, denial.reason)
+            .map(|yaml| shorten_to(&yaml, 2 * MAX_PATH_SHOWN));
         if matches!(intent.destination, Destination::Host(ref host) if host.as_str() == "proxy.local")
         {
             self.allow_with = None;

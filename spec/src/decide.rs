@@ -106,6 +106,20 @@ struct AddressRule {
     private: bool,
 }
 
+impl fmt::Display for AddressRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words: Vec<String> = Vec::new();
+        if self.unrestricted {
+            words.push(if self.private { "public or private" } else { "public" }.to_owned());
+        }
+        if !self.ranges.is_empty() {
+            let ranges: Vec<String> = self.ranges.iter().map(ToString::to_string).collect();
+            words.push(format!("in {}", ranges.join(", ")));
+        }
+        f.write_str(&words.join(" or "))
+    }
+}
+
 impl AddressRule {
     fn join(&mut self, other: &Self) {
         self.ranges.extend(other.ranges.iter().copied());
@@ -145,6 +159,24 @@ impl Permit {
     /// Why the rules would have refused it, where they only audit.
     pub fn audited(&self) -> Option<&Denial> {
         self.audited.as_ref()
+    }
+
+    /// Whether this permit takes some addresses that `other` does not.
+    fn wider_than(&self, other: &Self) -> bool {
+        let (Some(own), Some(other)) = (self.addresses.first(), other.addresses.first()) else {
+            return false;
+        };
+        (own.unrestricted && !other.unrestricted)
+            || (own.private && !other.private)
+            || own.ranges.iter().any(|range| {
+                !other.ranges.iter().any(|wide| wide.contains(range)) && !other.unrestricted
+            })
+    }
+
+    /// Which addresses the destination may turn out to have, in words.
+    pub fn addresses(&self) -> String {
+        let words: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        words.join("; and ")
     }
 
     /// Whether a resolved address may be dialled under this permit.
@@ -388,12 +420,19 @@ impl Engine {
         for bundle in &bundles {
             addresses.join(&bundle.addresses);
         }
-        // An address that a policy spells out is its own permission.
-        if matches!(intent.destination, Destination::Address { .. })
-            || (self.policy.ours
-                && matches!(&intent.destination, Destination::Host(host) if host.is_single_label()))
+        // An address that a policy spells out is its own permission, and so is
+        // the name of a service of the engine's network in a file of ours.
+        let service = |host: &Host| self.policy.ours && host.is_single_label();
+        addresses.private |= match &intent.destination {
+            Destination::Host(host) => service(host),
+            Destination::Address { address, names } => {
+                self.index.spells(*address) || names.iter().any(service)
+            }
+        };
+        if let Destination::Address { address, .. } = &intent.destination
+            && let Err(reason) = addresses.check(address::unwrap(*address))
         {
-            addresses.private = true;
+            return deny(reason, nearest());
         }
         let permit = |rule: RuleRef, audited: Option<Denial>| {
             Decision::Allow(Permit {
@@ -486,7 +525,12 @@ fn deny(reason: Reason, nearest: Option<RuleRef>) -> Decision {
 
 /// The YAML an operator could add to allow what was refused; `None` where no
 /// rule would help.
-pub fn remedy(intent: &Intent, caller: &Caller, reason: Reason) -> Option<String> {
+pub fn remedy(
+    policy: Option<&Policy>,
+    intent: &Intent,
+    caller: &Caller,
+    reason: Reason,
+) -> Option<String> {
     // What no rule can open, or no rule closed, needs no rule.
     if matches!(
         reason,
@@ -507,23 +551,70 @@ pub fn remedy(intent: &Intent, caller: &Caller, reason: Reason) -> Option<String
             names.first().map_or_else(|| address.to_string(), ToString::to_string)
         }
     };
+    if host == "localhost" || host.ends_with(".localhost") {
+        return None;
+    }
+    // Endpoints that overlap must agree on addresses and TLS.
+    let rules = policy.iter().flat_map(|policy| &policy.rules);
+    let beside = rules.flat_map(|rule| &rule.endpoints).find(|endpoint| {
+        endpoint.ports.contains(&intent.port)
+            && match &intent.destination {
+                Destination::Host(host) => endpoint.host.matches(host),
+                Destination::Address { address, .. } => {
+                    endpoint.host == crate::name::HostPattern::Address(*address)
+                }
+            }
+    });
+    let mut more = String::new();
+    if let Some(endpoint) = beside {
+        if !endpoint.allowed_ips.is_empty() {
+            more = format!(", allowed_ips: {}", serde_json::json!(endpoint.allowed_ips));
+        }
+        if endpoint.tls_skip {
+            more.push_str(", tls: skip");
+        }
+    }
     // JSON strings are YAML strings: hostile paths cannot break out of them.
     let quote = |text: &str| serde_json::Value::from(text).to_string();
-    let binaries =
-        if binary.is_empty() { "any".to_owned() } else { format!("[{{path: {}}}]", quote(binary)) };
+    let binaries = if binary.is_empty() {
+        "any".to_owned()
+    } else {
+        format!("[{{path: {}}}]", quote(&program(binary)))
+    };
+    // Two refusals of one host are two rules.
+    let name = binary.rsplit('/').next().unwrap_or_default();
+    let plain =
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b));
+    let key = format!(
+        "allow-{host}-{}{}",
+        intent.port,
+        if plain { format!("-{name}") } else { String::new() }
+    );
     let request = intent.request.as_ref().map_or_else(String::new, |request| {
         format!(
-            ", protocol: rest, rules: [{{allow: {{method: {}, path: {}}}}}]",
+            ", protocol: rest, enforcement: enforce, rules: [{{allow: {{method: {}, path: {}}}}}]",
             quote(request.method.as_str()),
             quote(&literal(request.target.path())),
         )
     });
-    Some(format!(
-        "{}: {{endpoints: [{{host: {}, port: {}{private}{request}}}], binaries: {binaries}}}",
-        quote(&format!("allow-{host}")),
+    let rule = format!(
+        "{}: {{endpoints: [{{host: {}, port: {}{private}{more}{request}}}], binaries: {binaries}}}",
+        quote(&key),
         quote(&host),
         intent.port,
-    ))
+    );
+    // What would make the policy contradict itself is no help.
+    let fits = policy.is_none_or(|policy| {
+        let text = format!("version: 1\nnemoclaw: {{}}\nnetwork_policies: {{{rule}}}\n");
+        Policy::parse(&text, "remedy").is_ok_and(|own| policy.clone().with_rules_of(&own).is_ok())
+    });
+    fits.then_some(rule)
+}
+
+/// A program as `binaries` names it: with a `*` in it, its path would be read
+/// as a pattern of the sandbox's own making.
+fn program(path: &str) -> String {
+    if path.contains('*') { literal(path) } else { path.to_owned() }
 }
 
 /// A pattern that matches just this path.

@@ -208,7 +208,10 @@ fn expand(text: &str) -> Result<Vec<Vec<Atom>>, InvalidPattern> {
             '}' => {
                 let mut level = levels.pop().ok_or(InvalidPattern::Braces)?;
                 level.done.append(&mut now);
-                if level.before.len().saturating_mul(level.done.len()) > MAX_ALTERNATIVES {
+                let count = level.before.len().saturating_mul(level.done.len());
+                let longest = |rows: &[Vec<Atom>]| rows.iter().map(Vec::len).max().unwrap_or(0);
+                let length = longest(&level.before) + longest(&level.done);
+                if count > MAX_ALTERNATIVES || count.saturating_mul(length) > MAX_PATTERN_BYTES {
                     return Err(InvalidPattern::TooMany);
                 }
                 for before in &level.before {
@@ -610,6 +613,10 @@ impl Machine {
                 alphabet.extend(char::from_u32((*low as u32).wrapping_sub(1)));
                 alphabet.extend(char::from_u32(*high as u32 + 1));
             }
+        }
+        if texts == Texts::Hosts {
+            // Few enough to take them all; sets and their complements need it.
+            alphabet.extend(('a'..='z').chain('0'..='9').chain(['-', '_']));
         }
         // One character that no pattern names stands for all of those.
         let other = ('a'..='z').chain('0'..='9').chain('\u{e0}'..='\u{ff}');

@@ -11,6 +11,8 @@ use std::fmt::Write as _;
 pub const MAX_TARGET_BYTES: usize = 4096;
 /// Longest query accepted, in bytes.
 pub const MAX_QUERY_BYTES: usize = 16 * 1024;
+/// Most segments of a path accepted.
+const MAX_SEGMENTS: usize = 512;
 /// Most query parameters accepted.
 const MAX_PARAMETERS: usize = 1000;
 /// Longest method accepted, in bytes.
@@ -162,6 +164,9 @@ fn origin_form(path: &str) -> Result<&str, InvalidRequest> {
 fn canonical(path: &str) -> Result<String, InvalidRequest> {
     let mut segments: Vec<String> = Vec::new();
     let mut open = false;
+    if path.split('/').count() > MAX_SEGMENTS {
+        return Err(InvalidRequest::TooLong);
+    }
     for raw in path.split('/').skip(1) {
         // Parameters belong to no resource that policy names.
         let decoded = decode(raw.split(';').next().unwrap_or_default().as_bytes(), false)?;
@@ -173,7 +178,7 @@ fn canonical(path: &str) -> Result<String, InvalidRequest> {
                 open = true;
             }
             // A server that decodes the slash would climb.
-            hidden if hidden.contains(&b'/') && climbs(hidden) => {
+            hidden if (hidden.contains(&b'/') || hidden.contains(&b'\\')) && climbs(hidden) => {
                 return Err(InvalidRequest::AboveRoot);
             }
             other => segments.push(encode(other)),
@@ -191,7 +196,7 @@ fn canonical(path: &str) -> Result<String, InvalidRequest> {
 }
 
 fn climbs(decoded: &[u8]) -> bool {
-    decoded.split(|b| *b == b'/').any(|part| matches!(part, b"." | b".."))
+    decoded.split(|b| matches!(b, b'/' | b'\\')).any(|part| matches!(part, b"." | b".."))
 }
 
 /// Undoes percent-encoding; `controls` says whether it may hide control

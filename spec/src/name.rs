@@ -169,7 +169,7 @@ impl HostPattern {
     /// [`InvalidName`] when the text is no host name, address or wildcard.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
         if let Ok(address) = IpAddr::from_str(text) {
-            return Ok(Self::Address(address));
+            return Ok(Self::Address(crate::address::unwrap(address)));
         }
         // The other wildcards mean something only beside a `*`.
         if text.contains('*') {
@@ -224,7 +224,17 @@ fn wild(text: &str) -> Result<Pattern, InvalidName> {
             return Err(InvalidName::Label { label: label.escape_debug().to_string() });
         }
     }
-    Pattern::parse(&text, Kind::Dotted).map_err(InvalidName::Pattern)
+    let pattern = Pattern::parse(&text, Kind::Dotted).map_err(InvalidName::Pattern)?;
+    // Other spellings of "everything below a top-level domain".
+    let last = labels.last().copied().unwrap_or_default();
+    let literal = last.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let tops: [&str; 3] = if literal { [last; 3] } else { ["com", "net", "example"] };
+    if tops.iter().any(|top| {
+        pattern.matches(&format!("q0z-9x7.{top}")) && pattern.matches(&format!("w8v-2k.{top}"))
+    }) {
+        return Err(InvalidName::TooBroad);
+    }
+    Ok(pattern)
 }
 
 /// A pattern over the absolute path of an executable, as the kernel reports it

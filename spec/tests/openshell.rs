@@ -803,6 +803,17 @@ mod tests {
         if malformed && quirk != Quirk::MalformedIgnored {
             return Answer::Deny;
         }
+        // Ours: a body that was not read as the reader demands is nobody's.
+        let fits = match reader.protocol.as_deref().unwrap_or_default() {
+            "rest" => matches!(ask.content, Content::Opaque),
+            "websocket" => matches!(ask.content, Content::Opaque | Content::GraphQl(_)),
+            "graphql" => matches!(ask.content, Content::GraphQl(_)),
+            "json-rpc" | "mcp" => matches!(ask.content, Content::JsonRpc(_)),
+            _ => true,
+        };
+        if !fits {
+            return Answer::Deny;
+        }
         let seen = Seen {
             method: &ask.method.to_uppercase(),
             path: &path,

@@ -164,11 +164,11 @@ fn differs() -> Outcome {
     contains("a loss", &done.out, "- /usr/bin/curl -> api.example:443 POST **")?;
     let done = nemoclaw(&["policy", "diff", "--json", &after, &before]).ok()?;
     let changes: serde_json::Value = serde_json::from_str(&done.out)?;
-    equal("a gain", &changes[0]["allowed"], &serde_json::json!(true))?;
+    equal("a gain", &changes["egress"][0]["allowed"], &serde_json::json!(true))?;
     contains(
         "none",
         &nemoclaw(&["policy", "diff", &after, &after]).ok()?.out,
-        "both allow the same",
+        "both let the same out",
     )
 }
 
@@ -184,7 +184,7 @@ fn prints() -> Outcome {
         contains(
             "no difference",
             &nemoclaw(&["policy", "diff", &path, &again]).ok()?.out,
-            "both allow the same",
+            "both let the same out",
         )?;
     }
     let schema = nemoclaw(&["policy", "schema"]).ok()?.out;

@@ -335,7 +335,11 @@ fn aliases(policy: &Policy, image: &Image) -> HashMap<String, String> {
             // What the sandbox can write must not come to mean what policy names.
             let writable =
                 ["/tmp/", "/var/tmp/", "/sandbox/", "/home/", "/dev/", "/run/", "/proc/"];
-            let real = real.filter(|real| !writable.iter().any(|place| real.starts_with(place)));
+            let listed = &policy.filesystem.read_write;
+            let real = real.filter(|real| {
+                !writable.iter().any(|place| real.starts_with(place))
+                    && !listed.iter().any(|place| Path::new(real).starts_with(place))
+            });
             if let Some(real) = real.filter(|real| real != pattern.as_str()) {
                 aliases.insert(pattern.as_str().to_owned(), real);
             }

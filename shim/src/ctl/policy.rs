@@ -1,6 +1,6 @@
 //! The `policy` and `presets` verbs, and `logs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::IpAddr;
@@ -17,8 +17,8 @@ use nemoclaw_spec::decide::{
 use nemoclaw_spec::http::{Content, GraphQl, JsonRpc, Method, Operation, Request, Target};
 use nemoclaw_spec::name::Host;
 use nemoclaw_spec::policy::{
-    BASELINE, InvalidPolicy, Library, Policy, Severity, lint::lint as advise, preset, print as out,
-    reference,
+    Diagnostic, InvalidPolicy, Library, Policy, Severity, lint::lint as advise, preset,
+    print as out, reference,
 };
 use serde_json::json;
 
@@ -205,6 +205,9 @@ fn list_presets(json: bool) -> Result<ExitCode> {
     for (kind, name, place, about) in rows {
         print(&format!("{kind:8} {name:20} {place:10} {}", about.escape_debug()))?;
     }
+    print("")?;
+    print("Presets inspect requests, which this version's runtime does not do yet: the tools")?;
+    print("understand them, and a container whose policy names one does not start.")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -296,14 +299,19 @@ fn test(question: &Question) -> Result<ExitCode> {
     };
     let reason = denial.map(|denial| denial.reason);
     let allow_with = match &decision {
-        Decision::Deny(denial) => remedy(&intent, &caller, denial.reason),
+        Decision::Deny(denial) => remedy(Some(engine.policy()), &intent, &caller, denial.reason),
         _ => None,
     };
     let unenforced = engine.policy().unenforced.0.first().map(ToString::to_string);
+    let addresses = match &decision {
+        Decision::Allow(permit) => Some(permit.addresses()),
+        _ => None,
+    };
     if question.json {
         print(
             &json!({
                 "decision": word,
+                "addresses": addresses,
                 "rule": rule.map(ToString::to_string),
                 "reason": reason.map(Reason::code),
                 "detail": reason.map(Reason::sentence),
@@ -317,6 +325,9 @@ fn test(question: &Question) -> Result<ExitCode> {
             "{word}: {}",
             rule.map_or_else(|| "no rule".to_owned(), ToString::to_string)
         ))?;
+        if let Some(addresses) = addresses {
+            print(&format!("  if every address of the host is {addresses}"))?;
+        }
         match (word, reason) {
             ("allow", Some(reason)) => {
                 print(&format!("  only audited: {} ({})", reason.sentence(), reason.code()))?;
@@ -328,6 +339,9 @@ fn test(question: &Question) -> Result<ExitCode> {
                 print("  every request is decided on its own: ask with --method and --path")?;
             }
             _ => {}
+        }
+        if reason == Some(Reason::BinaryNotAllowed) {
+            print("  symbolic links that a policy names are followed in the image, not here")?;
         }
         if let Some(yaml) = allow_with {
             print(&format!("  to allow it, add under network_policies: {yaml}"))?;
@@ -365,6 +379,9 @@ fn explained(question: &Question) -> Result<ExitCode> {
             ))?;
         }
         let turn = if told.decision == "deny" { "allow" } else { "refuse" };
+        if told.change.len() > 1 {
+            print(&format!("  to {turn} it, all of these:"))?;
+        }
         for change in &told.change {
             print(&format!("  to {turn} it: {change}"))?;
         }
@@ -377,7 +394,10 @@ fn lint(policies: &[String], json: bool) -> Result<ExitCode> {
     let mut findings = Vec::new();
     for name in policies {
         match read(name)? {
-            Ok(policy) => findings.extend(advise(&policy)),
+            Ok(policy) => {
+                findings.extend(advise(&policy));
+                findings.extend(ownership(name));
+            }
             Err(InvalidPolicy { problems }) => findings.extend(problems),
         }
     }
@@ -392,22 +412,61 @@ fn lint(policies: &[String], json: bool) -> Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// The runtime takes files of root's own only.
+fn ownership(name: &str) -> Option<Diagnostic> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = fs::metadata(name).ok()?;
+    let own = metadata.uid() == 0 && metadata.mode() & 0o022 == 0;
+    (!own).then(|| Diagnostic {
+        file: name.to_owned(),
+        line: 0,
+        column: 0,
+        severity: Severity::Advice,
+        message: "the runtime takes a policy only where root owns it and nobody else can write it"
+            .to_owned(),
+        help: format!("before use run: chown root {name} && chmod go-w {name}"),
+        text: String::new(),
+    })
+}
+
 fn compare(before: &str, after: &str, json: bool) -> Result<ExitCode> {
-    let changes = diff(&engine(before)?, &engine(after)?)?;
+    let (before, after) = (engine(before)?, engine(after)?);
+    let changes = diff(&before, &after)?;
+    let (own, other) = (out::settings(before.policy()), out::settings(after.policy()));
+    let keys: BTreeSet<&String> = own.keys().chain(other.keys()).collect();
+    let settings: Vec<_> = keys
+        .into_iter()
+        .filter(|key| own.get(*key) != other.get(*key))
+        .map(|key| (key, own.get(key), other.get(key)))
+        .collect();
     if json {
-        return done(&serde_json::to_string(&changes)?);
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(key, before, after)| json!({ "key": key, "before": before, "after": after }))
+            .collect();
+        return done(&json!({ "egress": changes, "settings": settings }).to_string());
     }
     for change in &changes {
         let sign = if change.allowed { '+' } else { '-' };
-        let method = change.method.as_deref().unwrap_or("any request");
+        let method = match change.method.as_deref() {
+            Some("OTHER") => "any other method",
+            Some(method) => method,
+            None => "any request",
+        };
         let request = change.request.as_deref().unwrap_or_default();
         print(&format!(
             "{sign} {} -> {}:{} {method} {request}  (such as {})",
             change.binary, change.host, change.port, change.example
         ))?;
     }
+    let said = |value: Option<&serde_json::Value>| {
+        value.map_or_else(|| "not said".to_owned(), ToString::to_string)
+    };
+    for (key, before, after) in &settings {
+        print(&format!("~ {key}: {} -> {}", said(*before), said(*after)))?;
+    }
     if changes.is_empty() {
-        print("both allow the same")?;
+        print("both let the same out")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -462,11 +521,8 @@ fn read(name: &str) -> Result<Result<Policy, InvalidPolicy>> {
 fn text_of(name: &str) -> Result<(String, String)> {
     let path = Path::new(name);
     if !name.contains('/') && !path.exists() {
-        let built_in = match name {
-            "baseline" => Some(BASELINE),
-            "openclaw" => Some(preset::OPENCLAW),
-            _ => preset::posture(name).or_else(|| preset::preset(name)),
-        };
+        let built_in =
+            preset::policy(name).or_else(|| preset::tier(name)).or_else(|| preset::preset(name));
         if let Some(found) = Operator.policy(name) {
             return Ok(found);
         }

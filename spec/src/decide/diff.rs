@@ -113,10 +113,9 @@ impl Spot<'_> {
             (Decision::Deny(_), Decision::Deny(_)) => {}
             (Decision::Allow(a), Decision::Allow(b)) => {
                 if a.addresses != b.addresses {
-                    // Neither a plain gain nor a plain loss.
-                    changes.extend([true, false].map(|allowed| {
-                        self.change(allowed, None, Some("its addresses: allowed_ips or private"))
-                    }));
+                    let (before, after) = (a.addresses(), b.addresses());
+                    let text = format!("addresses {after}, before: {before}");
+                    changes.insert(self.change(b.wider_than(a), None, Some(&text)));
                 }
             }
             (Decision::Deny(_), Decision::Allow(_)) => {

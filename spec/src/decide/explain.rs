@@ -80,6 +80,9 @@ pub fn explain(engine: &Engine, intent: &Intent, caller: &Caller) -> Explanation
     };
     let change = match &decision {
         Decision::Inspect(_) => Vec::new(),
+        Decision::Allow(permit) if permit.audited().is_some() => {
+            vec![format!("at {} write `enforcement: enforce`", permit.rule())]
+        }
         Decision::Allow(_) => refuse(engine, intent, caller),
         Decision::Deny(denial) => allow(engine, intent, caller, denial.reason),
     };
@@ -182,7 +185,7 @@ fn allow(engine: &Engine, intent: &Intent, caller: &Caller, reason: Reason) -> V
         }
         break;
     }
-    remedy(intent, caller, reason)
+    remedy(Some(engine.policy()), intent, caller, reason)
         .map(|rule| format!("add under network_policies: {rule}"))
         .into_iter()
         .collect()
@@ -220,8 +223,9 @@ fn edits(policy: &Policy, intent: &Intent, caller: &Caller, reason: Reason) -> V
         Reason::BinaryNotAllowed => {
             let paths = caller.holders.iter().map(|holder| &holder.binary);
             for (rule, _) in places(policy, |_, endpoint| reaches(endpoint)) {
-                edits
-                    .extend(paths.clone().map(|path| Edit::AddBinary { rule, path: path.clone() }));
+                edits.extend(
+                    paths.clone().map(|path| Edit::AddBinary { rule, path: super::program(path) }),
+                );
             }
         }
         Reason::NoEndpoint => {

@@ -211,6 +211,11 @@ impl Index {
         groups
     }
 
+    /// Whether a rule names this very address.
+    pub(super) fn spells(&self, address: IpAddr) -> bool {
+        self.addresses.contains_key(&address::unwrap(address))
+    }
+
     pub(super) fn knows(&self, host: &Host) -> bool {
         self.exact.contains_key(host) || !self.wild.find(host.as_str()).is_empty()
     }

@@ -37,10 +37,17 @@ impl Engine {
             return Err(self.denial(Reason::Malformed, Some(reader)));
         }
         // A body that could not be read is nobody's to allow, even in audit.
-        if malformed(&request.content) {
+        if malformed(&request.content) || !expected(&request.content, inspection.protocol) {
             return Err(self.denial(Reason::Malformed, Some(reader)));
         }
-        let denied = requests.iter().find_map(|own| self.denied(request, &paths, own));
+        let mut denied = requests.iter().find_map(|own| self.denied(request, &paths, own));
+        if self.policy().ours && denied.is_none() {
+            // What a server may take for another spelling of a denied path.
+            denied = other_spellings(request.target.path()).find_map(|path| {
+                let paths = self.index.paths.find(&path);
+                requests.iter().find_map(|own| self.denied(request, &paths, own))
+            });
+        }
         let allowed = requests.iter().find_map(|own| self.allowed(request, &paths, own));
         match (denied, allowed) {
             (None, Some(site)) => Ok((site, None)),
@@ -49,7 +56,19 @@ impl Engine {
                     Some(site) => self.denial(Reason::RequestDenied, Some(site)),
                     None => self.denial(Reason::RequestNotAllowed, Some(reader)),
                 };
-                if inspection.audit { Ok((reader, Some(denial))) } else { Err(denial) }
+                // In OpenShell's language the reader's word counts. In ours no
+                // endpoint that enforces is silenced by one that audits.
+                let deciding = denied.into_iter().chain(std::iter::once(reader));
+                let audits = |site: Site| self.inspection(site).is_some_and(|own| own.audit);
+                let enforcing = || {
+                    requests.iter().flat_map(|own| own.readers(&paths)).any(|site| !audits(site))
+                };
+                let audit = if self.policy().ours {
+                    deciding.into_iter().all(audits) && !enforcing()
+                } else {
+                    inspection.audit
+                };
+                if audit { Ok((reader, Some(denial))) } else { Err(denial) }
             }
         }
     }
@@ -153,6 +172,26 @@ pub(super) fn may_deny(rule: &Matcher, request: &Request) -> bool {
 fn method_fits(wanted: Option<&Method>, own: &Method) -> bool {
     wanted
         .is_none_or(|wanted| wanted == own || (wanted.as_str() == "GET" && own.as_str() == "HEAD"))
+}
+
+/// Whether a body was read as the endpoint's protocol demands. The proxy does
+/// that; here it is made sure of.
+fn expected(content: &Content, protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Rest | Protocol::Sql => matches!(content, Content::Opaque),
+        Protocol::WebSocket => matches!(content, Content::Opaque | Content::GraphQl(_)),
+        Protocol::GraphQl => matches!(content, Content::GraphQl(_)),
+        Protocol::JsonRpc | Protocol::Mcp => matches!(content, Content::JsonRpc(_)),
+    }
+}
+
+/// Spellings of a path that servers are known to treat alike: an encoded slash
+/// as a slash, and without a slash at the end.
+fn other_spellings(path: &str) -> impl Iterator<Item = String> {
+    let decoded = path.contains("%2F").then(|| path.replace("%2F", "/"));
+    let open = decoded.as_deref().unwrap_or(path);
+    let closed = open.strip_suffix('/').filter(|rest| !rest.is_empty()).map(str::to_owned);
+    decoded.clone().into_iter().chain(closed).collect::<Vec<_>>().into_iter()
 }
 
 fn malformed(content: &Content) -> bool {

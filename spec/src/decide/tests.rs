@@ -3,6 +3,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
+use crate::http::{Content, GraphQl, Method, Target};
 use crate::name::HostPattern;
 
 const POLICY: &str = "
@@ -140,12 +141,105 @@ fn the_remedy_is_valid_policy_and_flips_the_decision() {
     ] {
         let yaml = format!(
             "version: 1\nnemoclaw: {{}}\nnetwork_policies:\n  {}\n",
-            remedy(&intent, &caller, Reason::NoEndpoint).unwrap()
+            remedy(None, &intent, &caller, Reason::NoEndpoint).unwrap()
         );
         let engine = engine(&yaml);
         assert_eq!(reason(engine.decide(&intent, &caller)), None, "{yaml}");
         assert!(reason(engine.decide(&intent, &by("/usr/bin/other", &[]))).is_some(), "{yaml}");
     }
+}
+
+fn request(method: &str, target: &str, content: Content) -> Intent {
+    let mut intent = to("api.example.com", 443);
+    intent.request = Some(Request {
+        method: Method::parse(method).unwrap(),
+        target: Target::parse(target).unwrap(),
+        content,
+    });
+    intent
+}
+
+fn rest(endpoints: &str) -> Engine {
+    engine(&format!(
+        "version: 1\nnemoclaw: {{}}\nnetwork_policies: {{web: {{endpoints: [{endpoints}], binaries: any}}}}\n"
+    ))
+}
+
+/// What a red team got past the engine once.
+#[test]
+fn a_deny_rule_is_not_dodged_by_spelling() {
+    let engine = rest(
+        "{host: api.example.com, port: 443, protocol: rest, access: full, allow_encoded_slash: true, deny_rules: [{method: POST, path: '/admin/**'}, {method: POST, path: /top}, {method: POST, path: /q, query: {force: '*'}}]}",
+    );
+    let caller = by("/usr/bin/curl", &[]);
+    for target in [
+        "/admin/x",
+        "/admin%2Fx",
+        "/admin%2fdelete/1",
+        "/top",
+        "/top/",
+        "/top/.",
+        "/q?force=1.0",
+        "/q?force=",
+    ] {
+        let asked = request("POST", target, Content::Opaque);
+        assert_eq!(reason(engine.decide(&asked, &caller)), Some(Reason::RequestDenied), "{target}");
+    }
+    let other = request("POST", "/other", Content::Opaque);
+    assert_eq!(reason(engine.decide(&other, &caller)), None);
+    assert!(Target::parse("/x/..%5Cadmin/x").is_err());
+}
+
+#[test]
+fn an_endpoint_that_audits_silences_none_that_enforces() {
+    let engine = rest(
+        "{host: api.example.com, port: 443, protocol: rest, access: read-only, deny_rules: [{method: GET, path: '/secret/**'}]}, {host: '*.example.com', port: 443, path: '/**', protocol: rest, enforcement: audit, access: read-only}",
+    );
+    let caller = by("/usr/bin/curl", &[]);
+    for (method, target) in [("GET", "/secret/x"), ("DELETE", "/x")] {
+        let asked = request(method, target, Content::Opaque);
+        assert!(reason(engine.decide(&asked, &caller)).is_some(), "{method} {target}");
+    }
+}
+
+#[test]
+fn a_body_is_read_as_its_endpoint_demands_or_refused() {
+    let engine = rest(
+        "{host: api.example.com, port: 443, path: /graphql, protocol: graphql, access: read-only}, {host: api.example.com, port: 443, protocol: rest, access: read-write}",
+    );
+    let caller = by("/usr/bin/curl", &[]);
+    for asked in [
+        request("POST", "/graphql", Content::Opaque),
+        request("GET", "/graphql?query=mutation%7Bx%7D", Content::Opaque),
+        request("POST", "/x", Content::GraphQl(GraphQl::default())),
+    ] {
+        assert_eq!(reason(engine.decide(&asked, &caller)), Some(Reason::Malformed), "{asked:?}");
+    }
+}
+
+#[test]
+fn a_name_from_the_hosts_file_opens_no_private_address() {
+    let engine = engine(POLICY);
+    let address = |ip: &str, names: &[&str], port| {
+        let names = names.iter().map(|name| Host::parse(name).unwrap()).collect();
+        Intent::connect(Destination::Address { address: ip.parse().unwrap(), names }, port)
+    };
+    let curl = by("/usr/bin/curl", &[]);
+    let asked = address("10.0.0.5", &["api.example.com"], 443);
+    assert_eq!(reason(engine.decide(&asked, &curl)), Some(Reason::AddressPrivate));
+    let asked = address("11.1.2.3", &["db.corp.example"], 5432);
+    assert_eq!(reason(engine.decide(&asked, &curl)), Some(Reason::AddressNotListed));
+    let asked = address("10.1.2.3", &["db.corp.example"], 5432);
+    assert_eq!(reason(engine.decide(&asked, &curl)), None);
+}
+
+#[test]
+fn a_program_cannot_name_itself_a_pattern() {
+    let intent = to("new.example.com", 443);
+    let yaml = remedy(None, &intent, &by("/tmp/**", &[]), Reason::NoEndpoint).unwrap();
+    let engine = engine(&format!("version: 1\nnemoclaw: {{}}\nnetwork_policies: {{{yaml}}}\n"));
+    assert_eq!(reason(engine.decide(&intent, &by("/tmp/**", &[]))), None);
+    assert!(reason(engine.decide(&intent, &by("/tmp/evil/other", &[]))).is_some());
 }
 
 fn hosts() -> impl Strategy<Value = String> {

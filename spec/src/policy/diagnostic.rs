@@ -105,6 +105,9 @@ impl<'a> Findings<'a> {
     }
 
     fn make(&self, at: Place, severity: Severity, message: String, help: &str) -> Diagnostic {
+        // Finding a line takes time; nobody reads more than so many.
+        const WITH_TEXT: usize = 100;
+        let many = self.found.len() + self.advice.len() + self.unenforced.len() > WITH_TEXT;
         Diagnostic {
             file: self.file.to_owned(),
             line: at.line,
@@ -112,7 +115,7 @@ impl<'a> Findings<'a> {
             severity,
             message,
             help: help.to_owned(),
-            text: line_of(self.source, at.line),
+            text: if many { String::new() } else { line_of(self.source, at.line) },
         }
     }
 

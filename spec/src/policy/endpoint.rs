@@ -101,7 +101,7 @@ impl Reader<'_, '_, '_> {
         if node.text().is_some() {
             return Binaries::Any;
         }
-        if node.items().is_empty() && self.ours {
+        if node.value == super::tree::Value::List(Vec::new()) && self.ours {
             self.findings.error(
                 node.at,
                 "an empty list of binaries matches no program".to_owned(),
@@ -111,6 +111,26 @@ impl Reader<'_, '_, '_> {
         let mut patterns = Vec::new();
         for binary in node.items() {
             let Some(path) = binary.get("path").and_then(text) else { continue };
+            let odd = path.starts_with('/')
+                && (path.contains("//") || path.ends_with('/') || path.trim() != path);
+            if odd {
+                let message = format!("`{}` is no path that the kernel reports", shown(&path));
+                let help = "write it as `readlink /proc/PID/exe` prints it";
+                if self.ours {
+                    self.findings.error(binary.at, message, help);
+                } else {
+                    self.findings.advice(binary.at, message, help);
+                }
+            } else if path.contains(['{', '[', '?', '|']) && !path.contains('*') {
+                self.findings.advice(
+                    binary.at,
+                    format!(
+                        "`{}` has no `*` and is therefore taken letter by letter",
+                        shown(&path)
+                    ),
+                    "list the programs one by one",
+                );
+            }
             match BinaryPattern::parse(&path) {
                 Ok(pattern) => patterns.push(pattern),
                 Err(why) => {
@@ -184,6 +204,14 @@ impl Reader<'_, '_, '_> {
             );
             return None;
         };
+        if text.contains(['\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}', '\u{ab}', '\u{bb}']) {
+            self.findings.error(
+                at,
+                format!("`{}` holds typographic quotes", shown(&text)),
+                "write plain quotes, or none",
+            );
+            return None;
+        }
         match HostPattern::parse(&text) {
             Ok(host) => Some(host),
             Err(why) => {
@@ -219,7 +247,8 @@ impl Reader<'_, '_, '_> {
         };
         ports.sort_unstable();
         ports.dedup();
-        if one.is_none() && several.is_none_or(|list| list.items().is_empty()) {
+        let empty = super::tree::Value::List(Vec::new());
+        if one.is_none() && several.is_none_or(|list| list.value == empty) {
             self.findings.error(at, "an endpoint has no port".to_owned(), "add `port: 443`");
         }
         ports
@@ -326,7 +355,10 @@ impl Reader<'_, '_, '_> {
         let limit = match protocol {
             Protocol::GraphQl | Protocol::WebSocket => node.get("graphql_max_body_bytes"),
             Protocol::Mcp => mcp.and_then(|mcp| mcp.get("max_body_bytes")),
-            _ => node.get("json_rpc").and_then(|section| section.get("max_body_bytes")),
+            Protocol::JsonRpc => {
+                node.get("json_rpc").and_then(|section| section.get("max_body_bytes"))
+            }
+            Protocol::Rest | Protocol::Sql => None,
         };
         let registered = node.get("persisted_queries").and_then(Node::text);
         Some(Inspection {
@@ -388,7 +420,9 @@ impl Reader<'_, '_, '_> {
     }
 
     fn pattern(&mut self, text: &str, kind: Kind, at: Place) -> Option<Pattern> {
-        Pattern::parse(text, kind)
+        // OpenShell's `*` ends at a dot; whoever writes it alone means any.
+        let any = self.ours && kind == Kind::Dotted && text == "*";
+        Pattern::parse(if any { "**" } else { text }, kind)
             .map_err(|why| {
                 self.findings.error(
                     at,
@@ -414,7 +448,7 @@ impl Reader<'_, '_, '_> {
             );
         }
         let mut list = Vec::new();
-        for entry in rules.map(Node::items).unwrap_or_default().iter().take(MAX_ENTRIES) {
+        for entry in self.bounded(rules) {
             list.extend(entry.get("allow").and_then(|allow| self.matcher(allow, protocol)));
         }
         if let Some(rules) = rules.filter(|rules| rules.items().is_empty()) {
@@ -466,12 +500,19 @@ impl Reader<'_, '_, '_> {
                 "add a rule such as {method: DELETE, path: /**}, or remove the key",
             );
         }
-        rules
-            .items()
-            .iter()
-            .take(MAX_ENTRIES)
-            .filter_map(|entry| self.matcher(entry, protocol))
-            .collect()
+        self.bounded(Some(rules)).iter().filter_map(|entry| self.matcher(entry, protocol)).collect()
+    }
+
+    /// The entries of a list of rules; too many are an error, never cut off.
+    fn bounded<'n>(&mut self, rules: Option<&'n Node>) -> &'n [Node] {
+        let items = rules.map(Node::items).unwrap_or_default();
+        if let (Some(rules), true) = (rules, items.len() > MAX_ENTRIES) {
+            let message =
+                format!("{} rules in one list, at most {MAX_ENTRIES} are read", items.len());
+            self.findings.error(rules.at, message, "split the endpoint by `path`");
+            return &[];
+        }
+        items
     }
 
     /// Reads one entry of `rules` or `deny_rules`.
@@ -553,6 +594,17 @@ impl Reader<'_, '_, '_> {
                     }
                     self.findings.advice(path.at, message, "write `path: /v1/**`");
                 }
+                if let Some(problem) = uncanonical(text) {
+                    let message =
+                        format!("the path `{}` matches no request: {problem}", shown(text));
+                    let help =
+                        "write the path as requests have it in canonical form, such as /caf%C3%A9";
+                    if self.ours {
+                        self.findings.error(path.at, message, help);
+                        return None;
+                    }
+                    self.findings.advice(path.at, message, help);
+                }
                 self.pattern(text, Kind::Path, path.at)?
             }
             None if self.ours => {
@@ -580,7 +632,15 @@ impl Reader<'_, '_, '_> {
         if let Some(text) = node.text() {
             return Some(vec![self.pattern(text, Kind::Dotted, node.at)?]);
         }
-        let list = node.get("any")?;
+        let Some(list) = node.get("any") else {
+            // The table has said so already, but for what it takes as absent.
+            self.findings.error(
+                node.at,
+                "a pattern is missing".to_owned(),
+                "write \"pattern\" or {any: [\"a\", \"b\"]}",
+            );
+            return None;
+        };
         list.items()
             .iter()
             .map(|item| self.pattern(item.text().unwrap_or_default(), Kind::Dotted, item.at))
@@ -695,6 +755,33 @@ impl Reader<'_, '_, '_> {
                 );
             }
         }
+    }
+}
+
+/// Why no canonical request path (`http::Target`) can match a pattern, where
+/// that is plain to see.
+fn uncanonical(text: &str) -> Option<&'static str> {
+    let escape_is_odd = |rest: &str| {
+        let digits = rest.get(..2).unwrap_or_default();
+        let value = u8::from_str_radix(digits, 16).ok();
+        digits.len() != 2
+            || digits.bytes().any(|b| b.is_ascii_lowercase())
+            || value.is_none_or(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&b))
+    };
+    if text.bytes().any(|b| b <= 0x20 || b >= 0x7f || b == b'#') {
+        Some("it holds characters that requests escape")
+    } else if text.contains(';') {
+        Some("parameters after `;` are removed from requests")
+    } else if text.contains("//") {
+        Some("empty segments are removed from requests")
+    } else if text.split('/').any(|part| part == "." || part == "..") {
+        Some("dot segments are removed from requests")
+    } else if text.split('%').skip(1).any(escape_is_odd) {
+        Some("it holds an escape that requests have not")
+    } else if text.split_once('?').is_some_and(|(_, rest)| rest.contains('=')) {
+        Some("the query is no part of the path; use `query`")
+    } else {
+        None
     }
 }
 

@@ -468,7 +468,7 @@ static NEMOCLAW: Section = Section {
         key("devices", List(&Text), "[]", "Devices beyond the standard set that the engine may pass in.", "devices: [/dev/kvm]", "[kvm]").later(),
         key("ingress", List(&Kind::Section(&INGRESS)), "TCP from loopback, the gateway, off-link and neighbours", "What may connect in. Where the key is present, only this.", "ingress: [{port: 8080, from: [10.0.0.0/8]}]", "8080").later(),
         key("host_services", List(&Kind::Section(&HOST_SERVICE)), "[]", "Services on the host's own addresses, by a name that works in the sandbox.", "host_services: [{name: ollama, port: 11434}]", "11434").hot().later(),
-        key("approvals", Kind::Section(&APPROVALS), "{mode: refuse}", "What happens to a request that no rule covers.", "approvals: {mode: hold, hold: 30s}", "hold").hot(),
+        key("approvals", Kind::Section(&APPROVALS), "{mode: refuse}", "What happens to a request that no rule covers.", "approvals: {mode: refuse}", "hold").hot(),
         key("inference", Kind::Section(&INFERENCE), "none", "Where https://inference.local leads.", "inference: {provider: nvidia}", "nvidia").hot().later(),
         key("credentials", Map(&Kind::Section(&CREDENTIAL)), "{}", "Keys that stay on the host, by the variable that holds a placeholder in the sandbox.", "credentials: {API_KEY: {file: /etc/nemoclaw/keys/api, hosts: [api.example.com]}}", "[A]").hot().later(),
         key("secrets", Kind::Section(&SECRETS), "{action: report}", "Watches files for keys and tokens.", "secrets: {watch: [/sandbox/memory], action: quarantine}", "on").hot().later(),

@@ -20,6 +20,9 @@ const SYSTEM: [&str; 12] = [
 ];
 /// Where a sandbox can write: a program there is whatever it put there.
 const WRITABLE: [&str; 6] = ["/sandbox", "/tmp", "/var/tmp", "/home", "/dev/shm", "/run"];
+/// What helps against an endpoint that nobody looks into.
+pub(super) const INSPECT: &str =
+    "write `protocol: rest` with `access` or `rules` once the runtime inspects requests";
 /// Ports of HTTP.
 const HTTP_PORTS: [u16; 2] = [80, 443];
 
@@ -279,9 +282,9 @@ impl Linter<'_> {
                     at,
                     severity,
                     format!(
-                        "`{host}` speaks HTTP and is not inspected: every request to it is allowed"
+                        "`{host}` usually speaks HTTP and is not inspected: every request to it is allowed"
                     ),
-                    "add `protocol: rest` with `access: read-only`, or `rules`",
+                    INSPECT,
                 );
             }
             return;
@@ -353,6 +356,8 @@ impl Linter<'_> {
                             "remove one of them",
                         ));
                     } else if within(endpoint, coverer)
+                        && endpoint.private == coverer.private
+                        && endpoint.allowed_ips == coverer.allowed_ips
                         && covers(&other.binaries, &rule.binaries)
                         && (coverer.at.line, &other.key) < (endpoint.at.line, &rule.key)
                     {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::check::{self, Base, Layer};
-use super::diagnostic::{Diagnostic, Findings, InvalidPolicy};
+use super::diagnostic::{Diagnostic, Findings, InvalidPolicy, Severity};
 use super::{
     BASELINE_READ_ONLY, BASELINE_READ_WRITE, Filesystem, LandlockMode, Notes, Options, Policy,
     ProcessIdentity, Rule, Source, overlap, preset, tree,
@@ -61,9 +61,16 @@ impl Library for NoLibrary {
 
 /// Reads a policy with everything it extends.
 pub(super) fn load(text: &str, name: &str, library: &dyn Library) -> Result<Policy, InvalidPolicy> {
-    let mut stack = Stack { library, seen: BTreeSet::new(), layers: Vec::new() };
+    let mut stack = Stack { library, seen: BTreeSet::new(), open: Vec::new(), layers: Vec::new() };
     stack.add(text, name, false)?;
-    let policy = stack.merge(name);
+    let mut policy = stack.merge(name);
+    if policy.options.refuse_uninspected_http {
+        let found = super::lint::lint(&policy);
+        let strict = found.into_iter().filter(|finding| {
+            finding.severity == Severity::Error && finding.help == super::lint::INSPECT
+        });
+        policy.unenforced.0.extend(strict.collect::<Vec<_>>());
+    }
     overlap::check(&policy).map_err(|mut problems| {
         for problem in problems.iter_mut().filter(|problem| problem.file == name) {
             problem.text = super::diagnostic::line_of(text, problem.line);
@@ -76,6 +83,8 @@ pub(super) fn load(text: &str, name: &str, library: &dyn Library) -> Result<Poli
 struct Stack<'a> {
     library: &'a dyn Library,
     seen: BTreeSet<Base>,
+    /// Files that are being read: one of them cannot start from another.
+    open: Vec<String>,
     /// Nearest to the policy itself last.
     layers: Vec<Layer>,
 }
@@ -86,6 +95,7 @@ impl Stack<'_> {
         let tree = tree::read(text, name)?;
         let mut layer =
             check::layer(&tree, text, name).map_err(|problems| InvalidPolicy { problems })?;
+        self.open.push(name.to_owned());
         let mut problems: Vec<Diagnostic> = Vec::new();
         if preset && layer.says_more_than_rules() {
             let mut findings = Findings::new(name, text);
@@ -97,11 +107,14 @@ impl Stack<'_> {
             problems.append(&mut findings.found);
         }
         for (base, at) in std::mem::take(&mut layer.bases) {
-            // Named twice is named once; a circle ends here too.
-            if !self.seen.insert(base.clone()) {
+            let found = self.find(&base);
+            let circle = found.as_ref().is_some_and(|(_, file)| self.open.contains(file));
+            // Named twice is named once.
+            if !circle && !self.seen.insert(base.clone()) {
                 continue;
             }
-            let message = match self.find(&base) {
+            let message = match found {
+                _ if circle => "this policy would start from itself".to_owned(),
                 _ if self.seen.len() > MAX_LAYERS => {
                     format!("more than {MAX_LAYERS} files make up this policy")
                 }
@@ -118,6 +131,7 @@ impl Stack<'_> {
             findings.error(at, message, &known(&base));
             problems.append(&mut findings.found);
         }
+        self.open.pop();
         if !problems.is_empty() {
             return Err(InvalidPolicy { problems });
         }
@@ -130,9 +144,11 @@ impl Stack<'_> {
             (text.to_owned(), format!("built-in {kind} {name}"))
         };
         match base {
-            Base::Preset(name) => preset::preset(name)
-                .map(|text| built_in(text, "preset", name))
-                .or_else(|| self.library.preset(name)),
+            // The operator's own file is the one that is meant.
+            Base::Preset(name) => self
+                .library
+                .preset(name)
+                .or_else(|| preset::preset(name).map(|text| built_in(text, "preset", name))),
             Base::Posture(name) => {
                 preset::posture(name).map(|text| built_in(text, "posture", name))
             }

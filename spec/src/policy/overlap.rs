@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::diagnostic::{Diagnostic, Severity};
-use super::{Endpoint, Inspection, Policy, Rule};
+use super::{Endpoint, Inspection, Policy, Protocol, Rule};
 use crate::glob::{Kind, Pattern, Texts, Trie};
 use crate::name::HostPattern;
 
@@ -36,7 +36,7 @@ pub(super) fn check(policy: &Policy) -> Result<(), Vec<Diagnostic>> {
     }
     let mut problems = Vec::new();
     for group in groups(&sites) {
-        compare(&group, &mut problems);
+        compare(&group, policy.ours, &mut problems);
         if problems.len() >= MAX_REPORTED {
             break;
         }
@@ -92,7 +92,11 @@ fn groups<'a>(sites: &[Site<'a>]) -> Vec<Vec<Site<'a>>> {
             }
             groups.push(members.iter().chain(&everywhere).copied().collect());
             for (other, others) in bucket.iter().skip(i + 1) {
-                if pattern.overlaps(other, Texts::Hosts) {
+                // The automata only where there is something to contradict.
+                let mut both = members.iter().chain(others).filter_map(|n| sites.get(*n));
+                let alike =
+                    both.next().is_none_or(|first| both.all(|own| treated_alike(first.1, own.1)));
+                if !alike && pattern.overlaps(other, Texts::Hosts) {
                     groups.push(members.iter().chain(others).copied().collect());
                 }
             }
@@ -118,7 +122,7 @@ fn suffix(pattern: &str) -> Option<String> {
     (literal(last) && literal(before)).then(|| format!("{before}.{last}"))
 }
 
-fn compare(group: &[Site<'_>], problems: &mut Vec<Diagnostic>) {
+fn compare(group: &[Site<'_>], ours: bool, problems: &mut Vec<Diagnostic>) {
     let mut by_port: BTreeMap<u16, Vec<Site<'_>>> = BTreeMap::new();
     for site in group {
         for port in &site.1.ports {
@@ -126,13 +130,16 @@ fn compare(group: &[Site<'_>], problems: &mut Vec<Diagnostic>) {
         }
     }
     for (port, sites) in by_port {
-        // One representative for each treatment: endpoints by the thousand on
-        // one host usually have one.
+        // Endpoints by the thousand on one host are usually treated alike.
+        if sites.first().is_none_or(|first| sites.iter().all(|own| treated_alike(first.1, own.1))) {
+            continue;
+        }
+        // One representative for each treatment of each path.
         let mut kinds: Vec<Site<'_>> = Vec::new();
         for site in sites {
             let contradiction = kinds.iter().find_map(|own| {
                 connection_differs(own.1, site.1)
-                    .or_else(|| requests_differ(own.1, site.1))
+                    .or_else(|| requests_differ(own.1, site.1, ours))
                     .map(|what| (*own, what))
             });
             if let Some((other, what)) = contradiction {
@@ -148,15 +155,36 @@ fn compare(group: &[Site<'_>], problems: &mut Vec<Diagnostic>) {
     }
 }
 
+/// How an endpoint reads requests, without what it allows.
+fn reading(endpoint: &Endpoint) -> Option<Inspection> {
+    endpoint.inspection.as_ref().map(|inspection| Inspection {
+        allow: Vec::new(),
+        deny: Vec::new(),
+        access: None,
+        path: None,
+        registry: None,
+        all_mcp_methods: false,
+        ..*inspection
+    })
+}
+
+fn paths_meet(a: &Inspection, b: &Inspection) -> bool {
+    match (&a.path, &b.path) {
+        (Some(a), Some(b)) => a.overlaps(b, Texts::RequestPaths),
+        _ => true,
+    }
+}
+
 fn alike(a: &Endpoint, b: &Endpoint) -> bool {
-    let reading = |endpoint: &Endpoint| {
-        endpoint.inspection.as_ref().map(|inspection| Inspection {
-            allow: Vec::new(),
-            deny: Vec::new(),
-            access: None,
-            ..inspection.clone()
-        })
+    let path = |endpoint: &Endpoint| {
+        endpoint.inspection.as_ref().and_then(|inspection| inspection.path.clone())
     };
+    treated_alike(a, b) && path(a) == path(b)
+}
+
+/// Whether it does not matter which of two endpoints decides how a connection
+/// and its requests are treated.
+fn treated_alike(a: &Endpoint, b: &Endpoint) -> bool {
     connection_differs(a, b).is_none() && reading(a) == reading(b) && a.credentials == b.credentials
 }
 
@@ -175,14 +203,23 @@ fn connection_differs(a: &Endpoint, b: &Endpoint) -> Option<&'static str> {
 }
 
 /// What two endpoints say differently about requests that both would read.
-fn requests_differ(a: &Endpoint, b: &Endpoint) -> Option<&'static str> {
+fn requests_differ(a: &Endpoint, b: &Endpoint, ours: bool) -> Option<&'static str> {
     let (one, other) = (a.inspection.as_ref()?, b.inspection.as_ref()?);
     let rank = |inspection: &Inspection| inspection.path.as_ref().map_or(0, Pattern::specificity);
-    let meet = match (&one.path, &other.path) {
-        (Some(x), Some(y)) => rank(one) == rank(other) && x.overlaps(y, Texts::RequestPaths),
+    let same_rank = match (&one.path, &other.path) {
+        (Some(_), Some(_)) => rank(one) == rank(other),
         (None, None) => true,
         (Some(path), None) | (None, Some(path)) => path.specificity() == 0,
     };
+    // The automata only where there is something to contradict.
+    let unequal = reading(a) != reading(b) || a.credentials != b.credentials;
+    let meet = same_rank && unequal && paths_meet(one, other);
+    let differs = one.protocol != other.protocol;
+    let rest_first = (one.protocol == Protocol::Rest && rank(one) > rank(other))
+        || (other.protocol == Protocol::Rest && rank(other) > rank(one));
+    if ours && differs && !meet && rest_first && paths_meet(one, other) {
+        return Some("protocol: the more specific path would hide bodies that the other reads");
+    }
     if !meet {
         return None;
     }

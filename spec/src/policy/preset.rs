@@ -49,6 +49,15 @@ pub fn posture(name: &str) -> Option<&'static str> {
     of(&POSTURES, name)
 }
 
+/// The text of a built-in policy: the baseline, OpenClaw's, or a posture.
+pub fn policy(name: &str) -> Option<&'static str> {
+    match name {
+        "baseline" => Some(super::BASELINE),
+        "openclaw" => Some(OPENCLAW),
+        _ => posture(name),
+    }
+}
+
 /// The text of a tier.
 pub fn tier(name: &str) -> Option<&'static str> {
     of(&TIERS, name)

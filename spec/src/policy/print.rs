@@ -37,6 +37,12 @@ pub fn openshell(policy: &Policy) -> (String, Vec<String>) {
     sections(&mut text, policy);
     for rule in &policy.rules {
         for endpoint in &rule.endpoints {
+            if policy.ours && !endpoint.private && matches!(endpoint.host, HostPattern::Exact(_)) {
+                lost.push(format!(
+                    "rule `{}`: OpenShell lets {} have private addresses",
+                    rule.key, endpoint.host
+                ));
+            }
             if endpoint.private && !matches!(endpoint.host, HostPattern::Exact(_)) {
                 lost.push(format!(
                     "rule `{}`: `private: true` of {} needs `allowed_ips` there",
@@ -54,6 +60,33 @@ pub fn openshell(policy: &Policy) -> (String, Vec<String>) {
     });
     middlewares(&mut text, &policy.middlewares);
     (text, lost)
+}
+
+/// Everything a policy says beside rules, by key: what `diff` compares.
+pub fn settings(policy: &Policy) -> BTreeMap<String, Json> {
+    let mut settings = BTreeMap::new();
+    let mut put = |key: &str, value: Json| drop(settings.insert(key.to_owned(), value));
+    let filesystem = &policy.filesystem;
+    put("filesystem_policy.include_workdir", json!(filesystem.include_workdir));
+    put("filesystem_policy.read_only", json!(filesystem.read_only));
+    put("filesystem_policy.read_write", json!(filesystem.read_write));
+    let hard = policy.landlock == LandlockMode::HardRequirement;
+    put("landlock", json!(if hard { "hard_requirement" } else { "best_effort" }));
+    put("process", json!(format!("{:?}:{:?}", policy.process.user, policy.process.group)));
+    let options = &policy.options;
+    put("nemoclaw.resources.pids", json!(options.pids));
+    put("nemoclaw.resources.open_files", json!(options.open_files));
+    put("nemoclaw.allow_root", json!(options.allow_root));
+    for (key, value) in &options.said {
+        if !matches!(key.as_str(), "resources" | "allow_root") {
+            put(&format!("nemoclaw.{key}"), value.clone());
+        }
+    }
+    if !policy.middlewares.is_empty() {
+        let keys: Vec<&str> = policy.middlewares.iter().map(|own| own.key.as_str()).collect();
+        put("network_middlewares", json!(keys));
+    }
+    settings
 }
 
 fn line(text: &mut String, indent: usize, key: &str, value: &Json) {
@@ -211,7 +244,8 @@ fn inspection(inspection: &Inspection) -> Map<String, Json> {
                 "allow_all_known_mcp_methods": inspection.all_mcp_methods,
             }),
         ),
-        _ => put("json_rpc", json!({ "max_body_bytes": limit })),
+        Protocol::JsonRpc => put("json_rpc", json!({ "max_body_bytes": limit })),
+        Protocol::Rest | Protocol::Sql => {}
     }
     if let Some(registry) = &inspection.registry {
         put("persisted_queries", json!("allow_registered"));

@@ -11,7 +11,7 @@ use super::language::{Enforced, FILE, Field, Kind, Section};
 /// The reference as Markdown.
 pub fn markdown() -> String {
     let mut text = String::from(
-        "# The policy language\n\nPrinted from the parser's own table (`nemoclaw policy reference`); every example is parsed and every\nfailure text is what the parser says, by the tests.\n\nA change of a *hot* key can reach a running sandbox; a *locked* one counts from the next start. A key that is *not yet*\nenforced is understood by `nemoclaw policy`, and a container whose policy has it does not start: nothing is ignored.\n",
+        "# The policy language\n\nPrinted from the parser's own table (`nemoclaw policy reference`); every example is parsed and every\nfailure text is what the parser says, by the tests.\n\nA *hot* key is one that a running sandbox could take a change of (this version has no way to send one yet); a *locked*\none counts from the next start. A key that is *not yet*\nenforced is understood by `nemoclaw policy`, and a container whose policy has it does not start: nothing is ignored.\n",
     );
     text.push_str(NOTES);
     let mut todo = vec![("the file".to_owned(), &FILE)];
@@ -41,7 +41,7 @@ const NOTES: &str = "\n## Where we differ from OpenShell\n
 * A name that is written out may have private addresses in a file without `nemoclaw:`; in ours it needs `private: true` or `allowed_ips`. A name without a dot is a service of the engine's network and may be private.
 * Where an inspected and an uninspected endpoint cover one host, port and program, requests are inspected. Adding an inspected endpoint can therefore narrow what an uninspected one allows; `policy lint` names such pairs.
 * A GET rule covers HEAD. OPTIONS is covered by no other method.
-* Request paths are compared in canonical form: escapes undone and redone, dot segments and `;parameters` removed, empty segments collapsed. What has no canonical form is refused.
+* In a file with `nemoclaw:` a deny rule also covers the path with `%2F` read as a slash and without a slash at its end, `*` alone in a query value or tool means any value (in OpenShell's files it ends at a dot), and an endpoint that only audits silences none that enforces.\n* A host written as an address needs neither `private: true` nor `allowed_ips`. A preset of the operator's replaces a built-in one of that name.\n* A body that was not read as its endpoint's protocol demands is refused, in audit too.\n* Request paths are compared in canonical form: escapes undone and redone, dot segments and `;parameters` removed, empty segments collapsed. What has no canonical form is refused.
 ";
 
 fn describe(text: &mut String, path: &str, section: &Section) {

@@ -28,11 +28,11 @@ struct Shape<'a, 'b> {
 impl Shape<'_, '_> {
     fn section(&mut self, node: &Node, section: &'static Section, path: &[&str]) {
         if !matches!(node.value, Value::Map(_)) {
-            let keys: Vec<&str> = section.fields.iter().take(3).map(|field| field.key).collect();
+            let example = section.fields.first().map_or("", |field| field.example);
             self.findings.error(
                 node.at,
                 format!("{} must be a map, not {}", section.name, node.value.kind()),
-                &format!("write keys such as {}", keys.join(", ")),
+                &format!("write {{{example}}}"),
             );
             return;
         }
@@ -42,6 +42,7 @@ impl Shape<'_, '_> {
                 continue;
             };
             if value.value == Value::Null {
+                self.null(value, field.key);
                 continue;
             }
             let here = [path, &[field.key]].concat();
@@ -69,12 +70,36 @@ impl Shape<'_, '_> {
         }
     }
 
+    /// A key without a value: OpenShell takes it as absent. In a file of ours
+    /// it is a mistake, because what is left of it would mean the default.
+    fn null(&mut self, node: &Node, key: &str) {
+        if self.ours {
+            self.findings.error(
+                node.at,
+                format!("`{key}` has no value"),
+                "write one (`{}` or `[]` for an empty one), or remove the key",
+            );
+        }
+    }
+
     fn unknown(&mut self, key: &super::tree::Key, section: &Section) {
         let known: Vec<&str> = section.fields.iter().map(|field| field.key).collect();
-        let help = nearest(&key.text, &known).map_or_else(
-            || format!("known keys here: {}", known.join(", ")),
-            |near| format!("did you mean `{near}`?"),
-        );
+        let ours = FILE.field("nemoclaw").and_then(|field| match field.kind {
+            Kind::Section(section) => section.field(&key.text),
+            _ => None,
+        });
+        let help = if key.text.contains(':') {
+            "put a space after the `:`".to_owned()
+        } else if section.name == FILE.name && ours.is_some() {
+            "put it under `nemoclaw:`".to_owned()
+        } else if section.name == "a rule" && key.text == "host" {
+            "put it into `endpoints: [{host: …, port: …}]`".to_owned()
+        } else {
+            nearest(&key.text, &known).map_or_else(
+                || format!("known keys here: {}", known.join(", ")),
+                |near| format!("did you mean `{near}`?"),
+            )
+        };
         let shown: String = key.text.chars().take(80).collect();
         self.findings.error(
             key.at,
@@ -92,8 +117,9 @@ impl Shape<'_, '_> {
                     self.wrong(node, key, "a map", "write {NAME: …}");
                 }
                 for (_, value) in node.entries() {
-                    if value.value == Value::Null {
+                    if value.value == Value::Null && key == "network_policies" {
                         // A rule without keys is a rule without endpoints.
+                        self.null(value, key);
                         continue;
                     }
                     self.value(value, *kind, key, path);
@@ -101,7 +127,12 @@ impl Shape<'_, '_> {
             }
             Kind::List(kind) => {
                 if !matches!(node.value, Value::List(_)) {
-                    self.wrong(node, key, "a list", "write [first, second]");
+                    let example = match key {
+                        "ports" => "[80, 443]".to_owned(),
+                        "presets" => "[pypi]".to_owned(),
+                        _ => "[first, second]".to_owned(),
+                    };
+                    self.wrong(node, key, "a list", &format!("write {key}: {example}"));
                 }
                 for item in node.items() {
                     self.value(item, *kind, key, path);
@@ -112,7 +143,9 @@ impl Shape<'_, '_> {
                     return;
                 }
                 if matches!(node.value, Value::Text(_)) {
-                    let help = format!("write `{key}: {word}`, or a list");
+                    let help = format!(
+                        "write a list such as `{key}: [{{path: /usr/bin/curl}}]`, or `{word}`"
+                    );
                     self.wrong(node, key, &format!("`{word}` or a list"), &help);
                 } else {
                     self.value(node, *other, key, path);

@@ -136,7 +136,7 @@ fn lint_speaks_of_the_usual_mistakes() {
         "`/home` is writable as a whole",
         "a rule without `binaries`",
         "`*.a.example` lets data out",
-        "`*.a.example` speaks HTTP and is not inspected",
+        "`*.a.example` usually speaks HTTP and is not inspected",
         "`/sandbox/x` covers paths",
         "`127.0.0.1` is loopback",
         "`localhost` is the sandbox itself",
@@ -322,10 +322,10 @@ impl Library for Shelf {
             "base" => {
                 "version: 1\nnemoclaw: {extends: [deeper], resources: {pids: 100}, toolchain: visible}\nnetwork_policies: {a: {endpoints: [{host: base.example, port: 1}], binaries: any}}\n"
             }
-            "deeper" => {
-                "version: 1\nnemoclaw: {extends: [base], resources: {pids: 50}, allow_root: true}\n"
-            }
+            "deeper" => "version: 1\nnemoclaw: {resources: {pids: 50}, allow_root: true}\n",
             "bad" => "version: 1\nnemoclaw: {x: 1}\n",
+            "one" => "version: 1\nnemoclaw: {extends: [two]}\n",
+            "two" => "version: 1\nnemoclaw: {extends: [one]}\n",
             _ => return None,
         };
         Some((text.to_owned(), format!("/policies/{name}.yaml")))
@@ -362,6 +362,8 @@ fn layers_add_rules_and_the_nearest_word_counts() {
     assert!(unknown[0].contains("did you mean `pypi`?"), "{unknown:?}");
     let loose = Policy::parse_with("version: 1\nnemoclaw: {presets: [loose]}\n", "p", &Shelf);
     assert!(loose.unwrap_err().to_string().contains("a preset holds rules only"));
+    let circle = Policy::parse_with("version: 1\nnemoclaw: {extends: [one]}\n", "p", &Shelf);
+    assert!(circle.unwrap_err().to_string().contains("would start from itself"));
     let bad = Policy::parse_with("version: 1\nnemoclaw: {extends: [bad]}\n", "p", &Shelf);
     assert!(bad.unwrap_err().to_string().starts_with("/policies/bad.yaml:2:12: unknown key `x`"));
 }
@@ -394,6 +396,11 @@ fn endpoints_that_contradict_each_other_are_refused() {
         )
     };
     for (a, b, what) in [
+        (
+            "host: a.example, port: 1, path: '/a/**', protocol: rest, access: full",
+            "host: a.example, port: 1, protocol: graphql, access: full",
+            "protocol",
+        ),
         ("host: a.example, port: 1, tls: skip", "host: a.example, port: 1", "tls"),
         (
             "host: '*.a.example', port: 1, allowed_ips: [10.0.0.0/8]",
@@ -434,15 +441,49 @@ fn endpoints_that_contradict_each_other_are_refused() {
         ("host: a.example, port: 1, tls: skip", "host: b.example, port: 1"),
         ("host: '*.a.example', port: 1, tls: skip", "host: '*.b.example', port: 1"),
         (
-            "host: a.example, port: 1, path: '/a/**', protocol: rest, access: full",
-            "host: a.example, port: 1, protocol: graphql, access: full",
-        ),
-        (
             "host: a.example, port: 1, path: '/a/*', protocol: graphql, access: full",
             "host: a.example, port: 1, path: '/b/*', protocol: rest, access: full",
         ),
     ] {
         policy(a, b).unwrap();
+    }
+}
+
+/// What a red team got past the reader once.
+#[test]
+fn what_would_lose_a_restriction_is_refused() {
+    let ours = |text: &str| {
+        format!(
+            "version: 1\nnemoclaw: {{}}\nnetwork_policies: {{web: {{endpoints: [{{host: api.example.com, port: 443, protocol: rest, {text}}}], binaries: any}}}}\n"
+        )
+    };
+    let denies = vec!["{method: GET, path: /x}"; 10_001].join(", ");
+    for (text, words) in [
+        (ours("access: full, deny_rules: [{method: POST, path: /x, query: {force: }}]"), "a pattern"),
+        (ours("access: full, deny_rules: "), "`deny_rules` has no value"),
+        (ours(&format!("access: full, deny_rules: [{denies}]")), "at most 10000"),
+        (ours("access: full, deny_rules: [{method: POST, path: /a%2fb}]"), "an escape"),
+        (ours("access: full, deny_rules: [{method: POST, path: /caf\u{e9}}]"), "requests escape"),
+        (ours("access: full, deny_rules: [{method: POST, path: '/%7Eroot/**'}]"), "an escape"),
+        (ours("access: full, deny_rules: [{method: POST, path: /a//b}]"), "empty segments"),
+        (ours("access: full, deny_rules: [{method: POST, path: /a/./b}]"), "dot segments"),
+        (ours("access: full, deny_rules: [{method: POST, path: '/a;x/b'}]"), "parameters"),
+        (ours("access: full, deny_rules: [{method: POST, path: '/export?all=1'}]"), "use `query`"),
+        ("version: 1\nnemoclaw: {ingress: }\n".to_owned(), "`ingress` has no value"),
+        ("version: 1\nnemoclaw: {}\nnetwork_policies: {a: {binaries: }}\n".to_owned(), "`binaries` has no value"),
+        ("version: 1\nnemoclaw: {}\nnetwork_policies: {a: {binaries: [{path: /usr/bin/curl/}]}}\n".to_owned(), "no path that the kernel"),
+        ("version: 1\nnemoclaw: {}\nnetwork_policies: {a: {binaries: any, endpoints: [{host: \u{201c}a.example\u{201d}, port: 1}]}}\n".to_owned(), "typographic"),
+        ("version: 1\nnemoclaw: {}\nnetwork_policies: {a: {binaries: any, endpoints: [{host: '[!a-z]*.example.com', port: 1, allowed_ips: [10.0.5.0/24]}, {host: '*[!a-z].example.com', port: 1}]}}\n".to_owned(), "disagree on allowed_ips"),
+        ("version: 1\nnemoclaw: {}\nnetwork_policies: {a: {binaries: any, endpoints: [{host: 10.0.0.5, port: 1, tls: skip}, {host: '::ffff:10.0.0.5', port: 1}]}}\n".to_owned(), "disagree on tls"),
+    ] {
+        let found = problems(&text);
+        assert!(found.iter().any(|message| message.contains(words)), "{words}\n{found:#?}");
+    }
+    for host in ["?*.com", "[!-]*.com", "{*,a.b}.com", "*{,x}.com", "?*.*"] {
+        let text = format!(
+            "version: 1\nnemoclaw: {{}}\nnetwork_policies: {{a: {{binaries: any, endpoints: [{{host: '{host}', port: 1}}]}}}}\n"
+        );
+        assert!(Policy::parse(&text, "p").is_err(), "{host}");
     }
 }
 
