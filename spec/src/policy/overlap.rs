@@ -73,6 +73,7 @@ fn groups<'a>(sites: &[Site<'a>]) -> Vec<Vec<Site<'a>>> {
         own.extend(&everywhere);
         groups.push(own);
     }
+    let treatments = treatments(sites);
     // Wildcards of different domains cannot meet: only those with one suffix,
     // or without a literal one, are compared.
     let mut by_suffix: BTreeMap<Option<String>, Vec<&(&Pattern, Vec<usize>)>> = BTreeMap::new();
@@ -93,9 +94,8 @@ fn groups<'a>(sites: &[Site<'a>]) -> Vec<Vec<Site<'a>>> {
             groups.push(members.iter().chain(&everywhere).copied().collect());
             for (other, others) in bucket.iter().skip(i + 1) {
                 // The automata only where there is something to contradict.
-                let mut both = members.iter().chain(others).filter_map(|n| sites.get(*n));
-                let alike =
-                    both.next().is_none_or(|first| both.all(|own| treated_alike(first.1, own.1)));
+                let mut both = members.iter().chain(others).filter_map(|n| treatments.get(*n));
+                let alike = both.next().is_none_or(|first| both.all(|own| own == first));
                 if !alike && pattern.overlaps(other, Texts::Hosts) {
                     groups.push(members.iter().chain(others).copied().collect());
                 }
@@ -186,6 +186,20 @@ fn alike(a: &Endpoint, b: &Endpoint) -> bool {
 /// and its requests are treated.
 fn treated_alike(a: &Endpoint, b: &Endpoint) -> bool {
     connection_differs(a, b).is_none() && reading(a) == reading(b) && a.credentials == b.credentials
+}
+
+/// A number for each endpoint, equal where they are treated alike.
+fn treatments(sites: &[Site<'_>]) -> Vec<usize> {
+    let mut kinds: Vec<&Endpoint> = Vec::new();
+    sites
+        .iter()
+        .map(|(_, endpoint)| {
+            kinds.iter().position(|own| treated_alike(own, endpoint)).unwrap_or_else(|| {
+                kinds.push(endpoint);
+                kinds.len() - 1
+            })
+        })
+        .collect()
 }
 
 /// What two endpoints say differently about connections.
