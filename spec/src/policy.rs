@@ -35,43 +35,12 @@ pub use options::{Excess, Options};
 /// every confinement on. Same text as `policies/baseline.yaml`.
 pub const BASELINE: &str = include_str!("../../policies/baseline.yaml");
 
-/// What a policy without `filesystem_policy` lets be read: the lists of
-/// [`BASELINE`].
-pub(crate) const BASELINE_READ_ONLY: [&str; 18] = [
-    "/usr",
-    "/lib",
-    "/proc",
-    "/dev/urandom",
-    "/app",
-    "/etc",
-    "/var/log",
-    "/bin",
-    "/sbin",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/opt",
-    "/srv",
-    "/sys",
-    "/run",
-    "/var",
-    "/dev/random",
-];
-/// What it lets be written.
-pub(crate) const BASELINE_READ_WRITE: [&str; 12] = [
-    "/sandbox",
-    "/tmp",
-    "/var/tmp",
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/tty",
-    "/dev/ptmx",
-    "/dev/pts",
-    "/dev/shm",
-    "/dev/mqueue",
-    "/dev/console",
-];
+/// What a policy without `filesystem_policy` lets be read besides
+/// [`NEEDED_READ_ONLY`].
+pub(crate) const BASELINE_READ_ONLY: [&str; 6] =
+    ["/libx32", "/opt", "/srv", "/sys", "/run", "/var"];
+/// What it lets be written besides [`NEEDED_READ_WRITE`].
+pub(crate) const BASELINE_READ_WRITE: [&str; 2] = ["/sandbox", "/var/tmp"];
 /// What every policy gets besides its own list, because nothing starts
 /// without: OpenShell adds such a set too.
 pub(crate) const NEEDED_READ_ONLY: [&str; 12] = [

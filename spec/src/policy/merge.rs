@@ -9,8 +9,9 @@ use std::sync::Arc;
 use super::check::{self, Base, Layer};
 use super::diagnostic::{Diagnostic, Findings, InvalidPolicy, Severity};
 use super::{
-    BASELINE_READ_ONLY, BASELINE_READ_WRITE, Filesystem, LandlockMode, Notes, Options, Policy,
-    ProcessIdentity, Rule, Source, overlap, preset, tree,
+    BASELINE_READ_ONLY, BASELINE_READ_WRITE, Filesystem, LandlockMode, NEEDED_READ_ONLY,
+    NEEDED_READ_WRITE, Notes, Options, Policy, ProcessIdentity, Rule, Source, overlap, preset,
+    tree,
 };
 
 /// Most files one policy may be made of.
@@ -188,10 +189,13 @@ impl Stack<'_> {
 
 /// What a policy without `filesystem_policy` gives.
 pub(super) fn baseline_paths() -> Filesystem {
+    let both = |needed: &[&str], more: &[&str]| {
+        needed.iter().chain(more).map(|path| (*path).to_owned()).collect()
+    };
     Filesystem {
         include_workdir: true,
-        read_only: BASELINE_READ_ONLY.map(str::to_owned).to_vec(),
-        read_write: BASELINE_READ_WRITE.map(str::to_owned).to_vec(),
+        read_only: both(&NEEDED_READ_ONLY, &BASELINE_READ_ONLY),
+        read_write: both(&NEEDED_READ_WRITE, &BASELINE_READ_WRITE),
         named: false,
     }
 }
