@@ -26,10 +26,16 @@ docker_config() {
     "nemoclaw": {"path": "$NEMOCLAW_DIST/nemoclaw"},
     "nemoclaw-observe": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "observe"]},
     "nemoclaw-test": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
+$(for_policies docker_runtime)
     "crun": {"path": "$(run_inside sh -c 'command -v crun')"}
   }
 }
 EOT
+}
+
+# docker_runtime NAME FILE: the entry of a runtime with that policy.
+docker_runtime() {
+    printf '    "nemoclaw-%s": {"path": "%s/nemoclaw", "runtimeArgs": ["--policy", "%s"]},\n' "$1" "$NEMOCLAW_DIST" "$2"
 }
 
 docker_is_up() {

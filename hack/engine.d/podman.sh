@@ -37,7 +37,13 @@ crun = ["$(run_inside sh -c 'command -v crun')"]
 nemoclaw = ["$NEMOCLAW_DIST/nemoclaw"]
 nemoclaw-observe = ["$NEMOCLAW_WORK/bin/nemoclaw-observe"]
 nemoclaw-test = ["$NEMOCLAW_WORK/bin/nemoclaw-test"]
+$(for_policies podman_runtime)
 EOT
+}
+
+# podman_runtime NAME FILE: the entry of a runtime with that policy.
+podman_runtime() {
+    printf 'nemoclaw-%s = ["%s/bin/nemoclaw-%s"]\n' "$1" "$NEMOCLAW_WORK" "$1"
 }
 
 # limit FLAG MAX: this shell's hard limit, at most MAX, as "soft:hard".

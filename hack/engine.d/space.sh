@@ -226,6 +226,21 @@ runtime_wrappers() {
     mkdir -p "$dir" "$NEMOCLAW_WORK/policy"
     runtime_wrapper "$dir/nemoclaw-observe" observe
     runtime_wrapper "$dir/nemoclaw-test" "$NEMOCLAW_WORK/policy/test.yaml"
+    for_policies policy_wrapper
+}
+
+policy_wrapper() { runtime_wrapper "$NEMOCLAW_WORK/bin/nemoclaw-$1" "$2"; }
+
+# for_policies CMD: calls CMD with name and file of each policy of tests/policies, which
+# is copied first, because a policy has to be root's own.
+for_policies() {
+    local file name
+    mkdir -p "$NEMOCLAW_WORK/policy"
+    for file in "$NEMOCLAW_REPO"/tests/policies/*.yaml; do
+        name=$(basename "$file" .yaml)
+        install -m 0644 "$file" "$NEMOCLAW_WORK/policy/$name.yaml"
+        "$1" "$name" "$NEMOCLAW_WORK/policy/$name.yaml"
+    done
 }
 
 runtime_wrapper() {

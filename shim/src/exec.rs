@@ -195,7 +195,12 @@ impl Child<'_> {
             env.push(format!("HOME={}", self.home()));
         }
         let args = self.process.args().clone().unwrap_or_default();
-        let program = match init::prepare(self.plan, &args, &init::path_in(&env)) {
+        let program = match init::prepare(
+            self.plan,
+            &args,
+            &init::path_in(&env),
+            self.plan.landlock.scoped || self.plan.landlock.isolate_exec,
+        ) {
             Ok((program, _)) => program,
             Err(error) => return error,
         };
@@ -276,6 +281,10 @@ impl Child<'_> {
             caps::set(None, set, wanted)
                 .with_context(|| format!("cannot set the {set:?} capabilities"))?;
         }
+        for capability in self.capabilities(CapSet::Ambient) {
+            caps::raise(None, CapSet::Ambient, capability)
+                .with_context(|| format!("cannot keep {capability}"))?;
+        }
         if changed.is_err() {
             std::env::set_current_dir(cwd)
                 .with_context(|| format!("cannot change to the directory {}", cwd.display()))?;
@@ -301,13 +310,15 @@ impl Child<'_> {
         home_of(&text, self.process.user().uid()).unwrap_or_else(|| "/".to_owned())
     }
 
-    /// What observe leaves of the engine's wishes; a confined process has none.
+    /// What the process keeps: under observe the engine's wish, else the plan's.
     fn capabilities(&self, set: CapSet) -> CapsHashSet {
         let asked = self.process.capabilities().as_ref().and_then(|sets| {
-            if matches!(set, CapSet::Inheritable) {
-                sets.inheritable().clone()
-            } else {
-                sets.effective().clone()
+            match set {
+                CapSet::Inheritable => sets.inheritable().clone(),
+                // Observe passes the engine's wish on without ambient ones.
+                CapSet::Ambient if self.plan.confined => sets.ambient().clone(),
+                CapSet::Ambient => None,
+                _ => sets.effective().clone(),
             }
         });
         let names = asked.unwrap_or_default();

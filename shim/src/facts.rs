@@ -6,7 +6,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use libcgroups::common::{CgroupSetup, get_cgroup_setup};
-use nemoclaw_spec::plan::{HostFacts, MountFact};
+use nemoclaw_spec::plan::{DeviceFact, HostFacts, MountFact};
+use nemoclaw_spec::policy::Policy;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::process::{Resource, getrlimit};
 
@@ -41,7 +42,7 @@ const SENSITIVE: [&str; 20] = [
 ];
 
 /// Gathers everything planning needs to know.
-pub(crate) fn gather(spec: &Spec) -> HostFacts {
+pub(crate) fn gather(spec: &Spec, policy: &Policy) -> HostFacts {
     HostFacts {
         landlock_abi: sys::landlock_abi(),
         nofile_max: getrlimit(Resource::Nofile).maximum.unwrap_or(1_048_576),
@@ -55,7 +56,18 @@ pub(crate) fn gather(spec: &Spec) -> HostFacts {
             .map(|(name, _)| name.to_owned())
             .collect(),
         shares_pids_beyond: shares_pids_beyond(spec),
+        devices: policy.options.devices.iter().filter_map(|path| device(path)).collect(),
     }
+}
+
+fn device(path: &str) -> Option<DeviceFact> {
+    let metadata = fs::metadata(path).ok()?;
+    let kind = metadata.file_type();
+    (kind.is_block_device() || kind.is_char_device()).then(|| DeviceFact {
+        block: kind.is_block_device(),
+        major: rustix::fs::major(metadata.rdev()).into(),
+        minor: rustix::fs::minor(metadata.rdev()).into(),
+    })
 }
 
 /// Whether controllers are managed through cgroup v1.

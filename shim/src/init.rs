@@ -40,7 +40,7 @@ pub(crate) struct Filters(Vec<seccompiler::BpfProgram>);
 impl Filters {
     /// Compiles the plan's filters.
     pub(crate) fn compile(plan: &Plan) -> Result<Self, seccomp::InvalidFilter> {
-        let mut programs = if plan.confined { seccomp::ours()? } else { Vec::new() };
+        let mut programs = if plan.confined { seccomp::ours(&plan.filter)? } else { Vec::new() };
         if let Some(profile) = &plan.seccomp {
             programs.extend(seccomp::engine(profile)?);
         }
@@ -66,9 +66,11 @@ pub(crate) fn prepare(
     plan: &Plan,
     args: &[String],
     path: &str,
+    scoped: bool,
 ) -> Result<(CString, Option<String>), CodedError> {
     let program = program::find(args, path)?;
-    let enforced = if plan.confined { Some(landlock::restrict(&plan.landlock)?) } else { None };
+    let enforced =
+        if plan.confined { Some(landlock::restrict(&plan.landlock, scoped)?) } else { None };
     Ok((program, enforced))
 }
 
@@ -110,7 +112,7 @@ impl Executor for ConfinedInit {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let args = arguments(spec);
         let path = path_of(spec);
-        let outcome = match prepare(&self.plan, &args, &path) {
+        let outcome = match prepare(&self.plan, &args, &path, self.plan.landlock.scoped) {
             Ok((_, landlock)) => Outcome { error: None, code: 0, landlock },
             Err(error) => {
                 Outcome { error: Some(error.message.clone()), code: error.code, landlock: None }

@@ -10,6 +10,7 @@
 mod environment;
 mod harden;
 mod identity;
+mod privileges;
 mod refuse;
 mod toolchain;
 
@@ -19,11 +20,15 @@ use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{LandlockMode, NEEDED_READ_ONLY, NEEDED_READ_WRITE, Policy};
+use crate::seccomp::FilterPlan;
 pub use harden::harden;
 pub use identity::home_of;
 
 /// Version of the stored plan.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// What an entry point that starts as root may do, to become somebody else.
+pub const STEP_DOWN: [&str; 5] = ["SETUID", "SETGID", "CHOWN", "FOWNER", "KILL"];
 
 /// What is known about one path of the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +76,8 @@ pub struct HostFacts {
     pub foreign_namespaces: Vec<String>,
     /// Whether the pid namespace is shared with a container of another sandbox.
     pub shares_pids_beyond: bool,
+    /// Devices of the host that the policy names.
+    pub devices: Vec<DeviceFact>,
 }
 
 /// What is known about the source of one mount.
@@ -94,6 +101,17 @@ pub struct MountFact {
     pub inode: u64,
 }
 
+/// A device of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceFact {
+    /// Whether it is a block device.
+    pub block: bool,
+    /// Its major number.
+    pub major: i64,
+    /// Its minor number.
+    pub minor: i64,
+}
+
 /// Everything done to a container's processes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -103,8 +121,18 @@ pub struct Plan {
     pub confined: bool,
     /// Name of the policy, for messages.
     pub policy: String,
-    /// Who init runs as, and what root and exec are mapped to.
+    /// Who init runs as (after stepping down, under that profile), and what root
+    /// and exec are mapped to.
     pub identity: RunAs,
+    /// Whether init starts as root, with [`STEP_DOWN`], to drop to another user.
+    pub step_down: bool,
+    /// Capabilities of every process, without `CAP_`: what the policy keeps of
+    /// those the engine gives.
+    pub capabilities: Vec<String>,
+    /// Our system call filter.
+    pub filter: FilterPlan,
+    /// Writable paths that get a mount of their own without execution.
+    pub no_exec_mounts: Vec<String>,
     /// Whether root may stay root.
     pub allow_root: bool,
     /// Variables kept although they can inject code.
@@ -153,6 +181,12 @@ pub struct LandlockPlan {
     /// domain (since ABI 6): the pid namespace is shared beyond the sandbox.
     #[serde(default)]
     pub scoped: bool,
+    /// Whether the same holds for processes of exec, each by itself.
+    #[serde(default)]
+    pub isolate_exec: bool,
+    /// Whether programs run from read-only paths only.
+    #[serde(default)]
+    pub system_only: bool,
     /// Readable and executable paths.
     pub read_only: Vec<String>,
     /// Paths that are writable too.
@@ -243,10 +277,18 @@ impl Plan {
         }
         let identity = identity::resolve(spec, policy, image, host, &mut refusals);
         let filesystem = filesystem(spec, policy, image, host, identity.as_ref(), &mut refusals);
+        let privileges = privileges::resolve(spec, policy, image, identity.as_ref(), &mut refusals);
         let (Some(identity), true) = (identity, refusals.0.is_empty()) else {
             return Err(InvalidPlan { refusals: refusals.0 });
         };
-        if identity.mapped {
+        if privileges.step_down {
+            notes.push(format!(
+                "starts as root with {} to step down; exec runs as {}:{}",
+                STEP_DOWN.join(" "),
+                identity.uid,
+                identity.gid
+            ));
+        } else if identity.mapped {
             notes.push(format!("runs as {}:{} ({})", identity.uid, identity.gid, identity.origin));
         }
         let asked =
@@ -259,6 +301,10 @@ impl Plan {
             version: VERSION,
             confined: true,
             policy: policy.origin.to_string(),
+            step_down: privileges.step_down,
+            capabilities: privileges.capabilities,
+            filter: privileges.filter,
+            no_exec_mounts: filesystem.no_exec_mounts,
             allow_root: policy.options.allow_root,
             keep_environment: policy.options.keep_environment.clone(),
             path_entries: environment::trusted_path_entries(&asked, image),
@@ -289,6 +335,10 @@ impl Plan {
                 mapped: false,
                 origin: "the image".to_owned(),
             },
+            step_down: false,
+            capabilities: Vec::new(),
+            filter: FilterPlan::default(),
+            no_exec_mounts: Vec::new(),
             allow_root: true,
             keep_environment: Vec::new(),
             path_entries: Vec::new(),
@@ -332,7 +382,7 @@ impl Plan {
         }
         let asked = process.env().clone().unwrap_or_default();
         process.set_env(Some(self.environment(&asked, home)));
-        harden::restrict(&mut process, self.nofile);
+        harden::restrict(&mut process, self.nofile, &self.capabilities);
         Ok(process)
     }
 
@@ -352,12 +402,13 @@ fn pids(spec: &Spec, policy: &Policy) -> i64 {
     if policy.options.pids == 0 {
         return 0;
     }
-    asked.map_or(policy.options.pids, |limit| limit.min(policy.options.pids))
+    asked.map_or(policy.options.pids, |limit| limit.min(policy.options.pids_max))
 }
 
 struct FilesystemPlan {
     landlock: LandlockPlan,
     read_only_mounts: Vec<String>,
+    no_exec_mounts: Vec<String>,
     make_directories: Vec<MakeDirectory>,
 }
 
@@ -420,6 +471,9 @@ fn filesystem(
         // given outside mounts, HOME, /sandbox and /tmp.
         read_only.push(cwd);
     }
+    // Checked above; the engine makes their nodes in /dev.
+    let devices = spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten());
+    read_write.extend(devices.map(|device| device.path().display().to_string()));
     dedup(&mut read_only);
     dedup(&mut read_write);
     dedup_by_path(&mut make_directories);
@@ -429,9 +483,21 @@ fn filesystem(
         .filter(|path| !read_write.iter().any(|writable| writable == *path))
         .map(ToString::to_string)
         .collect();
+    let real = |path: &&String| {
+        image.look(path).is_some_and(|fact| fact.directory && fact.real == **path)
+            || make_directories.iter().any(|made| made.path == **path)
+    };
+    let no_exec_mounts = read_write
+        .iter()
+        .filter(|path| policy.options.system_only && !beneath(path, "/dev") && !mounted(path))
+        .filter(real)
+        .cloned()
+        .collect();
     let landlock = LandlockPlan {
         required: policy.landlock == LandlockMode::HardRequirement,
         scoped: host.shares_pids_beyond,
+        isolate_exec: policy.options.isolate_exec,
+        system_only: policy.options.system_only,
         read_only,
         read_write,
         missing,
@@ -443,7 +509,7 @@ fn filesystem(
             "boot Linux 5.13 or newer with `lsm=landlock,...`, or write `landlock: {compatibility: best_effort}` in the policy",
         );
     }
-    FilesystemPlan { landlock, read_only_mounts, make_directories }
+    FilesystemPlan { landlock, read_only_mounts, no_exec_mounts, make_directories }
 }
 
 /// Mounts that the image's symbolic links lead elsewhere: onto the kernel's own

@@ -5,6 +5,8 @@
 //! So the engine's program goes last, with a prologue that answers `ENOSYS`
 //! to system calls newer than its profile, which libc takes as "old kernel".
 
+pub mod table;
+
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator};
@@ -12,7 +14,12 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, sock_filter,
 };
+use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
+
+use crate::control::{WORKER_UID_BASE, WORKER_UID_END};
+pub use table::Relaxation;
+use table::{Answer, Argument, Group};
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
@@ -48,141 +55,39 @@ pub enum InvalidFilter {
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// One line of our filter: a system call, when it is refused, and why.
-struct Entry {
-    syscall: &'static str,
-    /// Any of these makes it a match; empty means always.
-    when: &'static [Argument],
+/// What a sandbox's filter depends on besides the table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterPlan {
+    /// Exceptions the policy makes.
+    pub relaxed: Vec<Relaxation>,
+    /// Whether a process of the sandbox may be root.
+    pub root_possible: bool,
+    /// Whether programs run from read-only paths only.
+    pub system_only: bool,
+    /// The only ids that processes may take; `None` where no process has the
+    /// capability to change its ids, or where policy leaves them free.
+    pub identities: Option<Vec<u32>>,
 }
-
-/// A condition on one 32-bit argument.
-enum Argument {
-    Is(u8, u64),
-    HasBits(u8, u64),
-}
-
-const NEW_NAMESPACES: &[Argument] = &[
-    Argument::HasBits(0, 0x0000_0080), // CLONE_NEWTIME (unshare only; an exit signal bit in clone)
-    Argument::HasBits(0, 0x0002_0000), // CLONE_NEWNS
-    Argument::HasBits(0, 0x0200_0000), // CLONE_NEWCGROUP
-    Argument::HasBits(0, 0x0400_0000), // CLONE_NEWUTS
-    Argument::HasBits(0, 0x0800_0000), // CLONE_NEWIPC
-    Argument::HasBits(0, 0x1000_0000), // CLONE_NEWUSER
-    Argument::HasBits(0, 0x2000_0000), // CLONE_NEWPID
-    Argument::HasBits(0, 0x4000_0000), // CLONE_NEWNET
-];
-
-const fn always(syscall: &'static str) -> Entry {
-    Entry { syscall, when: &[] }
-}
-
-/// Refused with `EPERM`: callers expect to lack the right.
-const REFUSED: &[Entry] = &[
-    // Namespaces give capabilities over new kernel surface.
-    Entry { syscall: "unshare", when: NEW_NAMESPACES },
-    Entry { syscall: "clone", when: NEW_NAMESPACES },
-    always("setns"),
-    // Mounting changes what read-only and Landlock mean.
-    always("mount"),
-    always("umount2"),
-    always("pivot_root"),
-    always("move_mount"),
-    always("open_tree"),
-    always("fsopen"),
-    always("fsconfig"),
-    always("fsmount"),
-    always("fspick"),
-    always("mount_setattr"),
-    always("open_by_handle_at"),
-    // Reaching into other processes borrows their network identity.
-    always("ptrace"),
-    always("process_vm_readv"),
-    always("process_vm_writev"),
-    always("pidfd_getfd"),
-    always("kcmp"),
-    // Kernel attack surface without a use in a sandbox.
-    always("bpf"),
-    always("perf_event_open"),
-    always("userfaultfd"),
-    always("fanotify_init"),
-    always("lookup_dcookie"),
-    always("nfsservctl"),
-    // Key rings are not namespaced.
-    always("keyctl"),
-    always("add_key"),
-    always("request_key"),
-    // The host's own state.
-    always("kexec_load"),
-    always("kexec_file_load"),
-    always("init_module"),
-    always("finit_module"),
-    always("delete_module"),
-    always("create_module"),
-    always("iopl"),
-    always("ioperm"),
-    always("swapon"),
-    always("swapoff"),
-    always("reboot"),
-    always("acct"),
-    always("quotactl"),
-    always("quotactl_fd"),
-    always("settimeofday"),
-    always("clock_settime"),
-    always("vhangup"),
-    // Typing into the terminal that the operator looks at (CVE-2017-5226).
-    Entry { syscall: "ioctl", when: &[Argument::Is(1, 0x5412), Argument::Is(1, 0x541c)] },
-    // PR_SET_MM moves /proc/self/exe, by which programs are told apart.
-    Entry { syscall: "prctl", when: &[Argument::Is(0, 35)] },
-];
-
-/// Refused with `ENOSYS`: libraries then take their older way.
-const UNKNOWN: &[Entry] = &[
-    // Flags sit in memory, where a filter cannot read them; libc uses clone.
-    always("clone3"),
-    // Its sockets are opened by the kernel, past the rules on socket(2).
-    always("io_uring_setup"),
-    always("io_uring_enter"),
-    always("io_uring_register"),
-];
-
-/// What the proxy's worker, which reads hostile bytes, can do without: it gets
-/// every socket from the supervisor and opens, starts and signals nothing.
-const WORKER_REFUSED: &[Entry] = &[
-    always("execve"),
-    always("execveat"),
-    always("socket"),
-    always("connect"),
-    always("bind"),
-    always("listen"),
-    always("kill"),
-    always("tkill"),
-    always("pidfd_open"),
-    always("pidfd_send_signal"),
-    always("open_tree_attr"),
-    always("chmod"),
-    always("fchmod"),
-    always("fchmodat"),
-    always("chown"),
-    always("fchown"),
-    always("fchownat"),
-    always("chroot"),
-    always("personality"),
-    always("unshare"),
-    always("fork"),
-    always("vfork"),
-];
-
-/// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; the rest (AF_VSOCK, AF_ALG,
-/// AF_PACKET, AF_XDP, ...) has ways out that no netfilter rule sees.
-const SOCKET_DOMAINS: [u64; 4] = [1, 2, 10, 16];
 
 /// Our filter: programs in the order in which they are to be installed.
 ///
 /// # Errors
 /// [`InvalidFilter`] where the rules do not compile for this machine.
-pub fn ours() -> Result<Vec<BpfProgram>, InvalidFilter> {
+pub fn ours(plan: &FilterPlan) -> Result<Vec<BpfProgram>, InvalidFilter> {
+    let mut groups: Vec<&Group> = table::ALWAYS.iter().collect();
+    if plan.root_possible {
+        groups.extend(table::WITH_ROOT);
+    }
+    if plan.system_only {
+        groups.extend(table::SYSTEM_ONLY);
+    }
+    groups.retain(|group| group.relaxed_by.is_none_or(|word| !plan.relaxed.contains(&word)));
+    let mut refused = rules(&groups, Answer::NotPermitted)?;
+    if plan.root_possible {
+        keep_ids(&mut refused, plan.identities.as_deref())?;
+    }
     let mut domains = Rules::new();
-    let unlisted = SOCKET_DOMAINS
+    let unlisted = table::SOCKET_DOMAINS
         .iter()
         .map(|&domain| dword(0, SeccompCmpOp::Ne, domain))
         .collect::<Result<_, _>>()?;
@@ -191,13 +96,44 @@ pub fn ours() -> Result<Vec<BpfProgram>, InvalidFilter> {
     // NETLINK_ROUTE (0) is what getifaddrs(3) and Node need.
     let other = vec![dword(0, SeccompCmpOp::Eq, 16)?, dword(2, SeccompCmpOp::Ne, 0)?];
     add(&mut netlink, "socket", Some(other))?;
+    // Raw sockets need a capability that no policy gives; the kind is the low byte.
+    let raw = vec![dword(0, SeccompCmpOp::Ne, 16)?, dword(1, SeccompCmpOp::MaskedEq(0xf), 3)?];
+    add(&mut refused, "socket", Some(raw))?;
     Ok(vec![
-        compile(table(UNKNOWN)?, SeccompAction::Allow, SeccompAction::Errno(ENOSYS))?,
-        compile(table(REFUSED)?, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
+        compile(
+            rules(&groups, Answer::Unknown)?,
+            SeccompAction::Allow,
+            SeccompAction::Errno(ENOSYS),
+        )?,
+        compile(refused, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
         compile(domains, SeccompAction::Allow, SeccompAction::Errno(EAFNOSUPPORT))?,
         compile(netlink, SeccompAction::Allow, SeccompAction::Errno(EPROTONOSUPPORT))?,
         x32_guard(),
     ])
+}
+
+/// Refuses ids that no process of the sandbox may take: all but the plan's
+/// where it names some, and in any case those of the proxies' workers.
+fn keep_ids(refused: &mut Rules, identities: Option<&[u32]>) -> Result<(), InvalidFilter> {
+    let unchanged = u64::from(u32::MAX);
+    for (syscall, arguments) in table::SET_IDS {
+        for argument in 0..arguments {
+            let conditions = match identities {
+                Some(ids) => ids
+                    .iter()
+                    .map(|id| u64::from(*id))
+                    .chain([unchanged])
+                    .map(|id| dword(argument, SeccompCmpOp::Ne, id))
+                    .collect::<Result<_, _>>()?,
+                None => vec![
+                    dword(argument, SeccompCmpOp::Ge, u64::from(WORKER_UID_BASE))?,
+                    dword(argument, SeccompCmpOp::Lt, u64::from(WORKER_UID_END))?,
+                ],
+            };
+            add(refused, syscall, Some(conditions))?;
+        }
+    }
+    Ok(())
 }
 
 /// The filter of the proxy's worker.
@@ -205,12 +141,9 @@ pub fn ours() -> Result<Vec<BpfProgram>, InvalidFilter> {
 /// # Errors
 /// [`InvalidFilter`] where the rules do not compile for this machine.
 pub fn worker() -> Result<Vec<BpfProgram>, InvalidFilter> {
-    let mut programs = ours()?;
-    programs.push(compile(
-        table(WORKER_REFUSED)?,
-        SeccompAction::Allow,
-        SeccompAction::Errno(EPERM),
-    )?);
+    let mut programs = ours(&FilterPlan::default())?;
+    let refused = rules(&table::WORKER.iter().collect::<Vec<_>>(), Answer::NotPermitted)?;
+    programs.push(compile(refused, SeccompAction::Allow, SeccompAction::Errno(EPERM))?);
     Ok(programs)
 }
 
@@ -220,34 +153,58 @@ pub fn worker() -> Result<Vec<BpfProgram>, InvalidFilter> {
 /// [`InvalidFilter`] where the rules do not compile for this machine.
 pub fn supervisor() -> Result<Vec<BpfProgram>, InvalidFilter> {
     // Without the rules on socket families: it asks sock_diag(7).
-    let programs = [always("execve"), always("execveat"), always("personality"), always("chroot")];
+    let groups: Vec<&Group> = table::ALWAYS.iter().chain(table::SUPERVISOR).collect();
     Ok(vec![
-        compile(table(UNKNOWN)?, SeccompAction::Allow, SeccompAction::Errno(ENOSYS))?,
-        compile(table(REFUSED)?, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
-        compile(table(&programs)?, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
+        compile(
+            rules(&groups, Answer::Unknown)?,
+            SeccompAction::Allow,
+            SeccompAction::Errno(ENOSYS),
+        )?,
+        compile(
+            rules(&groups, Answer::NotPermitted)?,
+            SeccompAction::Allow,
+            SeccompAction::Errno(EPERM),
+        )?,
         x32_guard(),
     ])
 }
 
-fn table(entries: &[Entry]) -> Result<Rules, InvalidFilter> {
+fn rules(groups: &[&Group], answer: Answer) -> Result<Rules, InvalidFilter> {
     let mut rules = Rules::new();
-    for entry in entries {
-        if entry.when.is_empty() {
-            add(&mut rules, entry.syscall, None)?;
+    let calls = groups.iter().filter(|group| group.answer == answer).flat_map(|group| group.calls);
+    for call in calls {
+        if call.when.is_empty() {
+            add(&mut rules, call.name, None)?;
         }
-        for argument in entry.when {
-            // The low byte of clone's flags is the exit signal, not CLONE_NEWTIME.
-            if entry.syscall == "clone" && matches!(argument, Argument::HasBits(_, 0x80)) {
-                continue;
+        for argument in call.when {
+            for conditions in alternatives_of(*argument)? {
+                add(&mut rules, call.name, Some(conditions))?;
             }
-            let condition = match *argument {
-                Argument::Is(index, value) => dword(index, SeccompCmpOp::Eq, value)?,
-                Argument::HasBits(index, bits) => dword(index, SeccompCmpOp::MaskedEq(bits), bits)?,
-            };
-            add(&mut rules, entry.syscall, Some(vec![condition]))?;
         }
     }
     Ok(rules)
+}
+
+/// The conjunctions of which one must hold for the argument to be a match.
+fn alternatives_of(argument: Argument) -> Result<Vec<Vec<SeccompCondition>>, InvalidFilter> {
+    // O_CREAT; __O_TMPFILE.
+    const MAKING: [u64; 2] = [0x40, 0x40_0000];
+    let bits = |index, bits| dword(index, SeccompCmpOp::MaskedEq(bits), bits);
+    Ok(match argument {
+        Argument::Is(index, value) => vec![vec![dword(index, SeccompCmpOp::Eq, value)?]],
+        Argument::HasBits(index, wanted) => vec![vec![bits(index, wanted)?]],
+        Argument::LacksBits(index, wanted) => {
+            vec![vec![dword(index, SeccompCmpOp::MaskedEq(wanted), 0)?]]
+        }
+        Argument::NoneOf(index, values) => {
+            let none = values.iter().map(|value| dword(index, SeccompCmpOp::Ne, *value));
+            vec![none.collect::<Result<_, _>>()?]
+        }
+        Argument::Makes(flags, mode, wanted) => MAKING
+            .into_iter()
+            .map(|making| Ok(vec![bits(flags, making)?, bits(mode, wanted)?]))
+            .collect::<Result<_, InvalidFilter>>()?,
+    })
 }
 
 fn dword(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, InvalidFilter> {
@@ -481,26 +438,23 @@ mod tests {
     const ALLOW: u32 = 0x7fff_0000;
     const ERRNO: u32 = 0x0005_0000;
 
+    fn default() -> Vec<BpfProgram> {
+        ours(&FilterPlan::default()).unwrap()
+    }
+
     #[test]
     fn ours_refuses_what_the_table_says() {
-        let programs = ours().unwrap();
-        for entry in REFUSED.iter().filter(|entry| entry.when.is_empty()) {
-            if entry.syscall.parse::<Sysno>().is_ok() {
-                assert_eq!(
-                    answer(&programs, entry.syscall, [0; 6]),
-                    ERRNO | EPERM,
-                    "{}",
-                    entry.syscall
-                );
+        let programs = default();
+        for group in table::ALWAYS {
+            let wanted = match group.answer {
+                Answer::NotPermitted => ERRNO | EPERM,
+                Answer::Unknown => ERRNO | ENOSYS,
+            };
+            for call in group.calls.iter().filter(|call| call.when.is_empty()) {
+                if call.name.parse::<Sysno>().is_ok() {
+                    assert_eq!(answer(&programs, call.name, [0; 6]), wanted, "{}", call.name);
+                }
             }
-        }
-        for entry in UNKNOWN {
-            assert_eq!(
-                answer(&programs, entry.syscall, [0; 6]),
-                ERRNO | ENOSYS,
-                "{}",
-                entry.syscall
-            );
         }
         for (name, args) in [
             ("unshare", [0x1000_0000, 0, 0, 0, 0, 0]),
@@ -510,6 +464,9 @@ mod tests {
             ("ioctl", [0, 0xffff_ffff_0000_5412, 0, 0, 0, 0]),
             ("ioctl", [0, 0x541c, 0, 0, 0, 0]),
             ("prctl", [35, 0, 0, 0, 0, 0]),
+            ("socket", [2, 3, 1, 0, 0, 0]),
+            ("socket", [10, 0x8_0003, 58, 0, 0, 0]),
+            ("personality", [0x4_0000, 0, 0, 0, 0, 0]),
         ] {
             assert_eq!(answer(&programs, name, args), ERRNO | EPERM, "{name} {args:x?}");
         }
@@ -517,7 +474,7 @@ mod tests {
 
     #[test]
     fn ours_leaves_ordinary_programs_alone() {
-        let programs = ours().unwrap();
+        let programs = default();
         for (name, args) in [
             ("read", [0; 6]),
             ("execve", [0; 6]),
@@ -530,6 +487,9 @@ mod tests {
             ("socket", [2, 1, 6, 0, 0, 0]),
             ("socket", [10, 2, 17, 0, 0, 0]),
             ("socket", [16, 3, 0, 0, 0, 0]),
+            ("personality", [0xffff_ffff, 0, 0, 0, 0, 0]),
+            ("chmod", [0, 0o4755, 0, 0, 0, 0]),
+            ("setuid", [5, 0, 0, 0, 0, 0]),
             ("prctl", [38, 1, 0, 0, 0, 0]),
         ] {
             assert_eq!(answer(&programs, name, args), ALLOW, "{name} {args:x?}");
@@ -537,8 +497,65 @@ mod tests {
     }
 
     #[test]
+    fn a_word_of_the_policy_takes_back_exactly_its_groups() {
+        for word in Relaxation::ALL {
+            let plan = FilterPlan { relaxed: vec![word], system_only: true, ..Default::default() };
+            let (relaxed, strict) =
+                (ours(&plan).unwrap(), ours(&FilterPlan { relaxed: vec![], ..plan }).unwrap());
+            for group in table::ALWAYS.iter().chain(table::SYSTEM_ONLY) {
+                for call in group.calls.iter().filter(|call| call.name.parse::<Sysno>().is_ok()) {
+                    let args = match call.when.first() {
+                        Some(Argument::Is(n, value) | Argument::HasBits(n, value)) => {
+                            let mut args = [0; 6];
+                            args[usize::from(*n)] = *value;
+                            args
+                        }
+                        Some(Argument::NoneOf(..)) => [0x4_0000, 0, 0, 0, 0, 0],
+                        _ => [0; 6],
+                    };
+                    assert_ne!(answer(&strict, call.name, args), ALLOW, "{}", call.name);
+                    let allowed = answer(&relaxed, call.name, args) == ALLOW;
+                    assert_eq!(allowed, group.relaxed_by == Some(word), "{} {word:?}", call.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn where_root_is_possible_ids_and_set_id_bits_are_kept() {
+        let plan = FilterPlan {
+            root_possible: true,
+            identities: Some(vec![0, 998]),
+            ..FilterPlan::default()
+        };
+        let programs = ours(&plan).unwrap();
+        for (name, args, wanted) in [
+            ("setuid", [998, 0, 0, 0, 0, 0], ALLOW),
+            ("setuid", [0; 6], ALLOW),
+            ("setuid", [999, 0, 0, 0, 0, 0], ERRNO | EPERM),
+            ("setresuid", [998, 998, 998, 0, 0, 0], ALLOW),
+            ("setresuid", [0xffff_ffff, 998, 0xffff_ffff, 0, 0, 0], ALLOW),
+            ("setresuid", [998, 998, 7, 0, 0, 0], ERRNO | EPERM),
+            ("setregid", [998, 7, 0, 0, 0, 0], ERRNO | EPERM),
+            ("setfsgid", [7, 0, 0, 0, 0, 0], ERRNO | EPERM),
+            ("chmod", [0, 0o4755, 0, 0, 0, 0], ERRNO | EPERM),
+            ("fchmodat", [0, 0, 0o2755, 0, 0, 0], ERRNO | EPERM),
+            ("openat", [0, 0, 0x41, 0o4755, 0, 0], ERRNO | EPERM),
+            ("openat", [0, 0, 0, 0o4755, 0, 0], ALLOW),
+            ("openat2", [0; 6], ERRNO | ENOSYS),
+            ("chmod", [0, 0o755, 0, 0, 0, 0], ALLOW),
+        ] {
+            assert_eq!(answer(&programs, name, args), wanted, "{name} {args:x?}");
+        }
+        let free = ours(&FilterPlan { identities: None, ..plan }).unwrap();
+        assert_eq!(answer(&free, "setuid", [999, 0, 0, 0, 0, 0]), ALLOW);
+        let worker = u64::from(WORKER_UID_BASE) + 3;
+        assert_eq!(answer(&free, "setresuid", [0, worker, 0, 0, 0, 0]), ERRNO | EPERM);
+    }
+
+    #[test]
     fn other_address_families_are_refused() {
-        let programs = ours().unwrap();
+        let programs = default();
         for domain in [0, 3, 17, 38, 40, 44, 0x1_0000_0028] {
             assert_eq!(
                 answer(&programs, "socket", [domain, 1, 0, 0, 0, 0]),
@@ -551,7 +568,7 @@ mod tests {
 
     #[test]
     fn x32_numbers_do_not_exist() {
-        assert_eq!(answer_to(&ours().unwrap(), 0x4000_0000, [0; 6]), ERRNO | ENOSYS);
+        assert_eq!(answer_to(&default(), 0x4000_0000, [0; 6]), ERRNO | ENOSYS);
     }
 
     fn profile(json: &str) -> LinuxSeccomp {

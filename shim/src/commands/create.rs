@@ -40,7 +40,7 @@ fn launch(invocation: &Invocation, args: &Create, detached: bool) -> Result<i32>
     let selected = policy::select(invocation.policy.as_deref())?;
     steps::reached("create:policy");
     let image = Image::open(&bundle::rootfs(&args.bundle, &spec)?)?;
-    let host = facts::gather(&spec);
+    let host = facts::gather(&spec, &selected.policy);
     let plan = plan(invocation, &spec, &selected, &image, &host)?;
     steps::reached("create:planned");
     entry.make()?;

@@ -14,8 +14,9 @@ use nemoclaw_spec::plan::LandlockPlan;
 use crate::report::CodedError;
 use crate::sys;
 
-/// Restricts this process and says what is enforced.
-pub(super) fn restrict(plan: &LandlockPlan) -> Result<String, CodedError> {
+/// Restricts this process and says what is enforced; `scoped` keeps its signals
+/// and abstract sockets within its own domain.
+pub(super) fn restrict(plan: &LandlockPlan, scoped: bool) -> Result<String, CodedError> {
     let kernel = sys::landlock_abi();
     if kernel == 0 && !plan.required {
         return Ok(
@@ -42,16 +43,22 @@ pub(super) fn restrict(plan: &LandlockPlan) -> Result<String, CodedError> {
     let ruleset = Ruleset::default()
         .set_compatibility(level)
         .handle_access(AccessFs::from_all(abi))
-        .and_then(|ruleset| {
-            if plan.scoped { ruleset.scope(landlock::Scope::from_all(abi)) } else { Ok(ruleset) }
-        })
+        .and_then(
+            |ruleset| {
+                if scoped { ruleset.scope(landlock::Scope::from_all(abi)) } else { Ok(ruleset) }
+            },
+        )
         .and_then(Ruleset::create)
         .map_err(|error| {
             failed(&format!("the ruleset cannot be made: {error}"), "see `dmesg | grep landlock`")
         })?;
     let readable = AccessFs::from_read(abi);
     let ruleset = allow(ruleset, &plan.read_only, readable, abi)?;
-    let ruleset = allow(ruleset, &plan.read_write, AccessFs::from_all(abi), abi)?;
+    let mut writable = AccessFs::from_all(abi);
+    if plan.system_only {
+        writable.remove(AccessFs::Execute);
+    }
+    let ruleset = allow(ruleset, &plan.read_write, writable, abi)?;
     let status = ruleset.restrict_self().map_err(|error| {
         failed(&format!("restricting the process failed: {error}"), "see `dmesg | grep landlock`")
     })?;

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxPids, LinuxResources,
-    Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+    Capability, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxPids,
+    LinuxResources, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process,
+    Spec,
 };
 
-use super::Plan;
 use super::refuse::STANDARD_DEVICES;
+use super::{Plan, STEP_DOWN};
 
 /// Writes `plan` into `spec`. `rootfs` is the absolute path of the image's
 /// root on the host, `cgroups_path` what to use where the engine named none.
@@ -24,27 +25,45 @@ pub fn harden(
         return spec;
     }
     if let Some(process) = spec.process_mut() {
-        set_user(process, plan.identity.uid, plan.identity.gid);
         let asked = process.env().clone().unwrap_or_default();
         process.set_env(Some(plan.environment(&asked, Some(&plan.identity.home))));
-        restrict(process, plan.nofile);
+        if plan.step_down {
+            set_user(process, 0, 0);
+            let mut capabilities: Vec<String> = STEP_DOWN.map(str::to_owned).to_vec();
+            capabilities.extend(plan.capabilities.iter().cloned());
+            restrict(process, plan.nofile, &[]);
+            process.set_capabilities(Some(sets(&capabilities, false)));
+        } else {
+            set_user(process, plan.identity.uid, plan.identity.gid);
+            restrict(process, plan.nofile, &plan.capabilities);
+        }
     }
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
         // Device nodes belong to /dev, which is a mount of its own.
         let bind = mount.typ().as_deref() == Some("bind")
             || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
-        if bind && !mount.destination().starts_with("/dev") {
+        let tmpfs = mount.typ().as_deref() == Some("tmpfs");
+        if (bind || (tmpfs && plan.landlock.system_only))
+            && !mount.destination().starts_with("/dev")
+        {
             let mut options = mount.options().clone().unwrap_or_default();
             options.retain(|option| option != "dev" && option != "suid");
             options.extend(["nodev".to_owned(), "nosuid".to_owned()]);
+            if plan.landlock.system_only && !options.iter().any(|option| option == "ro") {
+                options.retain(|option| option != "exec");
+                options.push("noexec".to_owned());
+            }
             dedup(&mut options);
             mount.set_options(Some(options));
         }
     }
     for path in &plan.read_only_mounts {
-        mounts.extend(read_only_mount(rootfs, path));
+        mounts.extend(own_mount(rootfs, path, "ro"));
     }
+    // First of all mounts, so that none of the engine's is hidden by them.
+    let no_exec = plan.no_exec_mounts.iter().filter_map(|path| own_mount(rootfs, path, "noexec"));
+    mounts.splice(0..0, no_exec);
     spec.set_mounts(Some(mounts));
     if let Some(linux) = spec.linux_mut() {
         let mut masked = linux.masked_paths().clone().unwrap_or_default();
@@ -105,7 +124,11 @@ fn device_rules(listed: &[LinuxDevice]) -> Vec<LinuxDeviceCgroup> {
     for device in listed {
         rules.push(rule(
             true,
-            LinuxDeviceType::C,
+            if device.typ() == LinuxDeviceType::B {
+                LinuxDeviceType::B
+            } else {
+                LinuxDeviceType::C
+            },
             Some(device.major()),
             Some(device.minor()),
             "rw",
@@ -162,15 +185,9 @@ fn normalise(spec: &mut Spec, cgroups_path: &str) {
     }
 }
 
-/// Empties every capability set, forbids new privileges, sets the limits.
-pub(super) fn restrict(process: &mut Process, nofile: u64) {
-    let mut none = LinuxCapabilities::default();
-    none.set_bounding(Some(std::collections::HashSet::default()));
-    none.set_effective(Some(std::collections::HashSet::default()));
-    none.set_inheritable(Some(std::collections::HashSet::default()));
-    none.set_permitted(Some(std::collections::HashSet::default()));
-    none.set_ambient(Some(std::collections::HashSet::default()));
-    process.set_capabilities(Some(none));
+/// Cuts the capabilities to those kept, forbids new privileges, sets the limits.
+pub(super) fn restrict(process: &mut Process, nofile: u64, kept: &[String]) {
+    process.set_capabilities(Some(sets(kept, true)));
     process.set_no_new_privileges(Some(true));
     let mut limits: Vec<PosixRlimit> = process.rlimits().clone().unwrap_or_default();
     let open_files = limits
@@ -183,6 +200,25 @@ pub(super) fn restrict(process: &mut Process, nofile: u64) {
     limits.extend(rlimit(PosixRlimitType::RlimitNofile, open_files));
     limits.extend(rlimit(PosixRlimitType::RlimitCore, (0, 0)));
     process.set_rlimits(Some(limits));
+}
+
+/// Every set with these capabilities. The ambient set gives them to programs of
+/// a user that is not root (capabilities(7)).
+fn sets(names: &[String], ambient: bool) -> LinuxCapabilities {
+    let all: std::collections::HashSet<Capability> =
+        names.iter().filter_map(|name| named(name)).collect();
+    let across = if ambient { all.clone() } else { std::collections::HashSet::default() };
+    let mut sets = LinuxCapabilities::default();
+    sets.set_bounding(Some(all.clone()));
+    sets.set_effective(Some(all.clone()));
+    sets.set_permitted(Some(all));
+    sets.set_inheritable(Some(across.clone()));
+    sets.set_ambient(Some(across));
+    sets
+}
+
+fn named(name: &str) -> Option<Capability> {
+    serde_json::from_value(serde_json::Value::String(format!("CAP_{name}"))).ok()
 }
 
 fn rlimit(typ: PosixRlimitType, (soft, hard): (u64, u64)) -> Option<PosixRlimit> {
@@ -199,12 +235,13 @@ pub(super) fn set_user(process: &mut Process, uid: u32, gid: u32) {
     process.set_user(user);
 }
 
-fn read_only_mount(rootfs: &str, path: &str) -> Option<Mount> {
+/// A directory of the image, mounted over itself with an option more.
+fn own_mount(rootfs: &str, path: &str, option: &str) -> Option<Mount> {
     MountBuilder::default()
         .destination(path)
         .typ("bind")
         .source(format!("{rootfs}{path}"))
-        .options(["rbind", "ro", "nodev", "nosuid"].map(str::to_owned).to_vec())
+        .options(["rbind", option, "nodev", "nosuid"].map(str::to_owned).to_vec())
         .build()
         .ok()
 }

@@ -13,10 +13,10 @@ const FIRST_PERSON: u32 = 1000;
 
 /// One line of an image's passwd file.
 #[derive(Debug, PartialEq, Eq)]
-struct Account {
-    name: String,
-    uid: u32,
-    gid: u32,
+pub(super) struct Account {
+    pub(super) name: String,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
     home: String,
 }
 
@@ -238,7 +238,7 @@ pub(super) fn check_worker_range(uid: u32, gid: u32, extra: Option<&[u32]>) -> R
     })
 }
 
-fn accounts(text: &str) -> Vec<Account> {
+pub(super) fn accounts(text: &str) -> Vec<Account> {
     text.lines()
         .take(10_000)
         .filter_map(|line| {

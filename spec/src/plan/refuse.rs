@@ -77,7 +77,7 @@ pub(super) fn check(
     namespaces(spec, host, refusals);
     id_mappings(spec, refusals);
     mounts(spec, policy, host, refusals);
-    devices_and_sysctls(spec, refusals);
+    devices_and_sysctls(spec, host, refusals);
     hooks(spec, refusals);
 }
 
@@ -92,6 +92,10 @@ fn capabilities(spec: &Spec, policy: &Policy, refusals: &mut Refusals, notes: &m
         .iter()
         .filter(|capability| !ENGINE_DEFAULT.contains(capability))
         .map(ToString::to_string)
+        .filter(|name| {
+            let name = name.strip_prefix("CAP_").unwrap_or(name);
+            !policy.options.keep_capabilities.iter().any(|kept| kept == name)
+        })
         .collect();
     if excess.is_empty() {
         return;
@@ -190,7 +194,7 @@ fn mounts(spec: &Spec, policy: &Policy, host: &HostFacts, refusals: &mut Refusal
     }
 }
 
-fn devices_and_sysctls(spec: &Spec, refusals: &mut Refusals) {
+fn devices_and_sysctls(spec: &Spec, host: &HostFacts, refusals: &mut Refusals) {
     let Some(linux) = spec.linux() else { return };
     for device in linux.devices().iter().flatten() {
         let path = device.path().display().to_string();
@@ -199,11 +203,15 @@ fn devices_and_sysctls(spec: &Spec, refusals: &mut Refusals) {
                 || STANDARD_DEVICES.iter().any(|(major, minor)| {
                     *major == device.major() && minor.is_none_or(|minor| minor == device.minor())
                 }));
-        if !harmless {
+        let named = host.devices.iter().any(|known| {
+            (known.block == (device.typ() == LinuxDeviceType::B))
+                && (known.major, known.minor) == (device.major(), device.minor())
+        });
+        if !harmless && !named {
             refusals.add(
                 "devices",
                 format!("the device `{}` is not one a sandbox gets", path.escape_debug()),
-                "start the container without it",
+                "start the container without it, or name the host's device under `nemoclaw: {devices: [...]}` in the policy",
             );
         }
     }

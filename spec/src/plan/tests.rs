@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::path::Path;
 
 use super::*;
 
@@ -254,4 +255,132 @@ fn a_stored_plan_reads_back() {
     let plan = Plan::resolve(&spec(|_| {}), &baseline(), &Image::debian(), &host()).unwrap();
     let text = serde_json::to_string(&plan).unwrap();
     assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+}
+
+fn policy(nemoclaw: &str) -> Policy {
+    Policy::parse(&format!("version: 1\nnemoclaw: {nemoclaw}\n"), "test").unwrap()
+}
+
+fn step_down_image() -> Image {
+    let mut image = Image::debian();
+    let accounts = "root:x:0:0::/root:/bin/sh\ngateway:x:997:996::/sandbox:/bin/sh\nsandbox:x:998:998::/sandbox:/bin/sh\n";
+    image.files.insert("/etc/passwd".to_owned(), accounts.to_owned());
+    image
+}
+
+fn with_capabilities(names: &[&str]) -> Spec {
+    spec(|json| json["process"]["capabilities"]["bounding"] = serde_json::json!(names))
+}
+
+const ENGINE: [&str; 6] =
+    ["CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_FOWNER", "CAP_KILL", "CAP_NET_RAW"];
+
+fn held(spec: &Spec) -> Vec<String> {
+    let sets = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+    let mut names: Vec<String> =
+        sets.bounding().iter().flatten().map(ToString::to_string).collect();
+    assert_eq!(sets.bounding(), sets.effective());
+    assert_eq!(sets.bounding(), sets.permitted());
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn an_entry_point_steps_down_from_root_and_exec_never_is_root() {
+    let policy = policy("{capabilities: {profile: step-down, identities: [gateway, 1234]}}");
+    let spec = with_capabilities(&ENGINE);
+    let plan = Plan::resolve(&spec, &policy, &step_down_image(), &host()).unwrap();
+    assert!(plan.step_down && plan.filter.root_possible);
+    assert_eq!(plan.filter.identities, Some(vec![0, 996, 997, 998, 1234]));
+    let init = harden(spec.clone(), &plan, "/r", "/c", false);
+    assert_eq!(init.process().as_ref().unwrap().user().uid(), 0);
+    assert_eq!(held(&init).len(), 5);
+    assert!(!held(&init).iter().any(|name| name.contains("NET_RAW")));
+    let exec = plan.confine_process(spec.process().clone().unwrap()).unwrap();
+    assert_eq!((exec.user().uid(), exec.user().gid()), (998, 998));
+    assert_eq!(exec.capabilities().as_ref().unwrap().bounding().as_ref().unwrap().len(), 0);
+}
+
+#[test]
+fn a_step_down_the_engine_forbids_or_that_names_a_stranger_is_refused() {
+    let stepping = policy("{capabilities: {profile: step-down, identities: [nobody-here]}}");
+    let error =
+        Plan::resolve(&with_capabilities(&ENGINE[..3]), &stepping, &step_down_image(), &host())
+            .unwrap_err()
+            .to_string();
+    assert!(error.contains("FOWNER, KILL"), "{error}");
+    assert!(error.contains("nobody-here"), "{error}");
+    let mut user = with_capabilities(&ENGINE[..1]);
+    user.process_mut().as_mut().unwrap().user_mut().set_uid(1000);
+    let stepping = policy("{capabilities: {profile: step-down}}");
+    let plan = Plan::resolve(&user, &stepping, &step_down_image(), &host()).unwrap();
+    assert!(!plan.step_down, "an image with a user of its own steps down from nothing");
+}
+
+#[test]
+fn capabilities_are_kept_only_where_policy_and_engine_agree() {
+    let keeping = policy("{capabilities: {keep: [CAP_NET_BIND_SERVICE, SETUID, SYS_NICE]}}");
+    let spec = with_capabilities(&["CAP_SYS_NICE", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW"]);
+    let plan = Plan::resolve(&spec, &keeping, &Image::debian(), &host()).unwrap();
+    assert_eq!(plan.capabilities, ["NET_BIND_SERVICE", "SYS_NICE"]);
+    assert!(!plan.filter.root_possible);
+    let init = harden(spec.clone(), &plan, "/r", "/c", false);
+    assert_eq!(held(&init).len(), 2);
+    let ambient = |process: &Process| {
+        process.capabilities().as_ref().unwrap().ambient().as_ref().unwrap().len()
+    };
+    assert_eq!(ambient(init.process().as_ref().unwrap()), 2);
+    let exec = plan.confine_process(spec.process().clone().unwrap()).unwrap();
+    assert_eq!(ambient(&exec), 2);
+}
+
+#[test]
+fn system_only_leaves_no_writable_place_executable() {
+    let spec = spec(|json| {
+        json["mounts"] = serde_json::json!([
+            {"destination": "/work", "type": "bind", "source": "/w", "options": ["rbind", "exec"]},
+            {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs"},
+        ]);
+    });
+    let plan = Plan::resolve(&spec, &policy("{exec: system-only}"), &Image::debian(), &host());
+    let plan = plan.unwrap();
+    assert!(plan.landlock.system_only && plan.filter.system_only);
+    for path in ["/tmp", "/var/tmp", "/sandbox"] {
+        assert!(plan.no_exec_mounts.iter().any(|own| own == path), "{path}");
+    }
+    let mounts = harden(spec, &plan, "/r", "/c", false).mounts().clone().unwrap();
+    for path in ["/tmp", "/var/tmp", "/sandbox", "/work", "/scratch"] {
+        let of_path = |mount: &&oci_spec::runtime::Mount| mount.destination() == Path::new(path);
+        let options = mounts.iter().rev().find(of_path).unwrap().options().clone().unwrap();
+        assert!(options.iter().any(|option| option == "noexec"), "{path} {options:?}");
+        assert!(!options.iter().any(|option| option == "exec"), "{path} {options:?}");
+    }
+}
+
+#[test]
+fn a_device_is_given_when_the_policy_names_the_same_one_of_the_host() {
+    let fuse = |json: &mut serde_json::Value| {
+        json["linux"]["devices"] =
+            serde_json::json!([{"path": "/dev/x", "type": "c", "major": 10, "minor": 229}]);
+    };
+    let refused = Plan::resolve(&spec(fuse), &baseline(), &Image::debian(), &host()).unwrap_err();
+    assert!(refused.to_string().contains("/dev/x"), "{refused}");
+    let device = DeviceFact { block: false, major: 10, minor: 229 };
+    let named = HostFacts { devices: vec![device], ..host() };
+    let plan = Plan::resolve(&spec(fuse), &baseline(), &Image::debian(), &named).unwrap();
+    assert!(plan.landlock.read_write.iter().any(|path| path == "/dev/x"));
+}
+
+#[test]
+fn the_engine_may_lower_the_process_limit_and_raise_it_to_the_policy_s_most() {
+    let asking = |limit: i64| {
+        spec(|json| json["linux"]["resources"] = serde_json::json!({"pids": {"limit": limit}}))
+    };
+    let pids = |limit: i64, text: &str| {
+        Plan::resolve(&asking(limit), &policy(text), &Image::debian(), &host()).unwrap().pids
+    };
+    assert_eq!(pids(100, "{}"), 100);
+    assert_eq!(pids(4000, "{}"), 512);
+    assert_eq!(pids(4000, "{resources: {pids_max: 1024}}"), 1024);
+    assert_eq!(pids(0, "{resources: {pids_max: 1024}}"), 512);
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value as Json};
 use super::diagnostic::{Findings, Place};
 use super::tree::{Node, Value};
 use crate::name::{Host, HostPattern};
+use crate::seccomp::Relaxation;
 
 /// Capabilities that no policy may give: each is a way out of the sandbox or
 /// into its neighbours (capabilities(7)).
@@ -75,6 +76,25 @@ pub struct Options {
     pub keep_environment: Vec<String>,
     /// Whether compilers and netcat stay visible.
     pub keep_toolchain: bool,
+    /// Capabilities the container keeps of those the engine gives, without
+    /// `CAP_`.
+    pub keep_capabilities: Vec<String>,
+    /// Whether an entry point starts as root with five capabilities, to drop to
+    /// another user.
+    pub step_down: bool,
+    /// Users and groups of the image that a step-down may take besides root and
+    /// the container's own user.
+    pub identities: Vec<String>,
+    /// Exceptions from our system call filter.
+    pub relaxed: Vec<Relaxation>,
+    /// Whether programs run from read-only paths only.
+    pub system_only: bool,
+    /// Whether processes of `exec` cannot signal those of the container.
+    pub isolate_exec: bool,
+    /// Devices of the host beyond the standard set.
+    pub devices: Vec<String>,
+    /// The most processes the engine may ask for; the limit itself by default.
+    pub pids_max: i64,
     /// Whether an HTTP endpoint without inspection is an error.
     pub refuse_uninspected_http: bool,
     /// Everything the section says, those parts too that this version does not
@@ -110,11 +130,30 @@ impl Options {
                 .and_then(Json::as_array)
                 .into_iter()
                 .flatten()
-                .filter_map(|word| word.as_str().map(str::to_owned))
+                .filter_map(|word| {
+                    let number = || word.as_u64().map(|number| number.to_string());
+                    word.as_str().map(str::to_owned).or_else(number)
+                })
                 .collect()
         };
+        let relaxed = words("seccomp.allow");
+        let pids = at("resources.pids").and_then(Json::as_i64).unwrap_or(512);
         Self {
-            pids: at("resources.pids").and_then(Json::as_i64).unwrap_or(512),
+            pids,
+            pids_max: at("resources.pids_max").and_then(Json::as_i64).unwrap_or(pids).max(pids),
+            keep_capabilities: words("capabilities.keep")
+                .into_iter()
+                .map(|name| name.trim_start_matches("CAP_").to_owned())
+                .collect(),
+            step_down: at("capabilities.profile").and_then(Json::as_str) == Some("step-down"),
+            identities: words("capabilities.identities"),
+            relaxed: Relaxation::ALL
+                .into_iter()
+                .filter(|word| relaxed.iter().any(|said| said == word.word()))
+                .collect(),
+            system_only: at("exec").and_then(Json::as_str) == Some("system-only"),
+            isolate_exec: at("isolate_exec").and_then(Json::as_bool).unwrap_or(false),
+            devices: words("devices"),
             open_files: at("resources.open_files").and_then(Json::as_u64).unwrap_or(65_536),
             allow_root: at("allow_root").and_then(Json::as_bool).unwrap_or(false),
             excess: match at("capabilities.excess").and_then(Json::as_str) {
@@ -168,6 +207,18 @@ impl Options {
         set(["environment", "keep"], Json::Array(keep));
         let visible = self.keep_toolchain && other.keep_toolchain;
         set(["toolchain", ""], Json::from(if visible { "visible" } else { "masked" }));
+        let keep = both(&self.keep_capabilities, &other.keep_capabilities);
+        set(["capabilities", "keep"], Json::Array(keep));
+        let step_down = self.step_down && other.step_down;
+        set(["capabilities", "profile"], Json::from(if step_down { "step-down" } else { "none" }));
+        set(["capabilities", "identities"], Json::Array(both(&self.identities, &other.identities)));
+        let relaxed = self.relaxed.iter().filter(|word| other.relaxed.contains(word));
+        set(["seccomp", "allow"], relaxed.map(|word| Json::from(word.word())).collect());
+        let system_only = self.system_only || other.system_only;
+        set(["exec", ""], Json::from(if system_only { "system-only" } else { "any" }));
+        set(["isolate_exec", ""], Json::from(self.isolate_exec || other.isolate_exec));
+        set(["devices", ""], Json::Array(both(&self.devices, &other.devices)));
+        set(["resources", "pids_max"], Json::from(self.pids_max.min(other.pids_max)));
         Self::of(said)
     }
 }
