@@ -204,10 +204,21 @@ pub mod docker {
     impl Container {
         /// Starts a container that sleeps, from `image`, with extra options.
         pub fn start(runtime: &str, image: &str, options: &[&str]) -> Result<Self, Failed> {
+            Self::start_with(runtime, image, options, &["sleep", "1000"])
+        }
+
+        /// Starts a container that runs `command`.
+        pub fn start_with(
+            runtime: &str,
+            image: &str,
+            options: &[&str],
+            command: &[&str],
+        ) -> Result<Self, Failed> {
             let name = unique("t");
             let mut args = vec!["run", "-d", "--name", &name, "--runtime", runtime];
             args.extend(options);
-            args.extend([image, "sleep", "1000"]);
+            args.push(image);
+            args.extend(command);
             let done = docker(&args).ok()?;
             Ok(Self { id: done.out.trim().to_owned(), name })
         }

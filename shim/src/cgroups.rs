@@ -9,15 +9,27 @@ const ROOTS: [&str; 2] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"];
 
 /// The container's own path among cgroups, as its init's controllers have it.
 pub(crate) fn path_of(pid: i32) -> Option<String> {
+    of(pid, "pids").filter(|path| path.len() > 1)
+}
+
+/// The path of a process in the hierarchy of a controller, or in cgroup v2's.
+pub(crate) fn of(pid: i32, controller: &str) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.splitn(3, ':');
-            let controllers = fields.nth(1)?;
-            Some((controllers, fields.next()?))
-        })
-        .find(|(controllers, path)| *controllers == "pids" && path.len() > 1)
-        .map(|(_, path)| path.to_owned())
+    let lines = text.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let controllers = fields.nth(1)?;
+        Some((controllers, fields.next()?))
+    });
+    let mut unified = None;
+    for (controllers, path) in lines {
+        if controllers.split(',').any(|own| own == controller) {
+            return Some(path.to_owned());
+        }
+        if controllers.is_empty() {
+            unified = Some(path.to_owned());
+        }
+    }
+    unified
 }
 
 fn directories(path: &str) -> impl Iterator<Item = PathBuf> {

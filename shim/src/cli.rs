@@ -51,6 +51,24 @@ pub(crate) struct Invocation {
     pub(crate) command: Command,
 }
 
+/// `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Print JSON, the plan included
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The container: its id, or the beginning of it
+    pub(crate) id: String,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -70,6 +88,11 @@ pub(crate) enum Command {
     Exec(Box<Exec>),
     /// List containers
     List(List),
+    /// Compare a running container with its plan: exit 0 as planned, 3 when
+    /// something differs, 4 when it does not run
+    Verify(Verify),
+    /// Say what this host can and cannot enforce: exit 3 when something is missing
+    Doctor(Doctor),
     /// List the processes of a container
     Ps(Ps),
     /// Suspend every process of a container

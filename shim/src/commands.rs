@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use crate::cli::{Command, Invocation};
-use crate::exec;
+use crate::{doctor, exec, verify};
 
 /// Carries out one invocation.
 pub(crate) fn run(invocation: &Invocation) -> ExitCode {
@@ -43,6 +43,8 @@ fn dispatch(invocation: &Invocation) -> Result<ExitCode> {
         Command::Resume(args) => signal::freeze(root, &args.id, false).map(|()| ExitCode::SUCCESS),
         Command::Update(args) => update::update(root, args).map(|()| ExitCode::SUCCESS),
         Command::Events(args) => events::events(root, args).map(|()| ExitCode::SUCCESS),
+        Command::Verify(args) => verify::run(root, args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Spec(args) => spec::write(args).map(|()| ExitCode::SUCCESS),
         Command::Features => features::print().map(|()| ExitCode::SUCCESS),
         Command::Checkpoint(_) | Command::Restore(_) => {

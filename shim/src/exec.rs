@@ -33,7 +33,7 @@ use crate::cli::{Exec, Invocation};
 use crate::image::Image;
 use crate::init::{self, Filters, Outcome};
 use crate::report::CodedError;
-use crate::store::{Entry, start_time};
+use crate::store::{Entry, Executor, start_time};
 use crate::sys::{self, Fork};
 use crate::{reexec, stdio, steps, store};
 use namespaces::Target;
@@ -66,7 +66,14 @@ pub(crate) fn run(invocation: &Invocation, args: &Exec) -> Result<ExitCode> {
     // Everything that needs the host's view is opened before anything is joined.
     let target = Target::open(record.pid, args.cgroup.as_deref())?;
     steps::reached("exec:opened");
-    let child = Child { plan: &plan, process: &process, filters: &filters, target: &target, args };
+    let child = Child {
+        entry: &entry,
+        plan: &plan,
+        process: &process,
+        filters: &filters,
+        target: &target,
+        args,
+    };
     let pid = child.spawn()?;
     steps::reached("exec:spawned");
     if let Some(file) = &args.pid_file {
@@ -118,6 +125,7 @@ fn requested(args: &Exec, entry: &Entry, plan: &Plan) -> Result<Process> {
 }
 
 struct Child<'a> {
+    entry: &'a Entry,
     plan: &'a Plan,
     process: &'a Process,
     filters: &'a Filters,
@@ -160,7 +168,10 @@ impl Child<'_> {
         // that the program could not be executed after all. Silence is death.
         let outcomes = serde_json::Deserializer::from_str(&text).into_iter::<Outcome>();
         let error = match outcomes.last() {
-            Some(Ok(Outcome { error: None, .. })) => return Ok(pid),
+            Some(Ok(Outcome { error: None, landlock, .. })) => {
+                self.record(pid, landlock)?;
+                return Ok(pid);
+            }
             Some(Ok(Outcome { error: Some(message), code, .. })) => {
                 anyhow!(CodedError { code, message })
             }
@@ -168,6 +179,13 @@ impl Child<'_> {
         };
         let _reaped = waitpid(Pid::from_raw(pid), None);
         Err(error)
+    }
+
+    /// Remembers what the process proved, for `verify`.
+    fn record(&self, pid: i32, landlock: Option<String>) -> Result<()> {
+        // A process that has ended already needs no record.
+        let (Some(landlock), Some(start_time)) = (landlock, start_time(pid)) else { return Ok(()) };
+        self.entry.add_executor(&Executor { pid, start_time, landlock })
     }
 
     /// In the child: joins, confines itself and executes. Returns only errors.
@@ -195,13 +213,13 @@ impl Child<'_> {
             env.push(format!("HOME={}", self.home()));
         }
         let args = self.process.args().clone().unwrap_or_default();
-        let program = match init::prepare(
+        let (program, landlock) = match init::prepare(
             self.plan,
             &args,
             &init::path_in(&env),
             self.plan.landlock.scoped || self.plan.landlock.isolate_exec,
         ) {
-            Ok((program, _)) => program,
+            Ok(prepared) => prepared,
             Err(error) => return error,
         };
         steps::reached("exec:child-prepared");
@@ -211,7 +229,7 @@ impl Child<'_> {
             return CodedError { code: 1, message: format!("cannot close descriptors: {error}") };
         }
         // Prepared; the pipe stays open until execve closes it.
-        init::tell(pipe.as_fd(), &Outcome::default());
+        init::tell(pipe.as_fd(), &Outcome { error: None, code: 0, landlock });
         init::execute(self.filters, &program, &args, &env)
     }
 

@@ -75,7 +75,8 @@ pub(crate) fn cgroup_v1() -> bool {
     !matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified))
 }
 
-fn pids_controller() -> bool {
+/// Whether the number of processes of a cgroup can be limited.
+pub(crate) fn pids_controller() -> bool {
     if cgroup_v1() {
         return Path::new("/sys/fs/cgroup/pids/cgroup.procs").exists();
     }

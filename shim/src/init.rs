@@ -47,6 +47,11 @@ impl Filters {
         Ok(Self(programs))
     }
 
+    /// How many programs there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     fn install(&self) -> Result<(), CodedError> {
         for program in &self.0 {
             seccompiler::apply_filter(program).map_err(|error| CodedError {

@@ -7,6 +7,7 @@ mod bundle;
 mod cgroups;
 mod cli;
 mod commands;
+mod doctor;
 mod exec;
 mod facts;
 mod image;
@@ -22,6 +23,7 @@ mod steps;
 mod store;
 #[expect(unsafe_code, reason = "system calls that no library wraps; the only unsafe code here")]
 mod sys;
+mod verify;
 
 use std::process::ExitCode;
 

@@ -49,3 +49,20 @@ pub(crate) fn lock(netns: &File, kind: Kind) -> Result<()> {
             .unwrap_or_else(|_panic| Err(anyhow!("the thread that locks the namespace ended early")))
     })
 }
+
+/// What our rules in a network namespace look like to the kernel.
+///
+/// # Errors
+/// When the namespace cannot be entered or asked.
+pub(crate) fn fingerprint(netns: &File) -> Result<Vec<u8>> {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+                    .context("cannot enter the container's network namespace")?;
+                nftables::fingerprint().context("cannot read the namespace's nf_tables rules")
+            })
+            .join()
+            .unwrap_or_else(|_panic| Err(anyhow!("the thread that reads the rules ended early")))
+    })
+}

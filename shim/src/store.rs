@@ -11,6 +11,8 @@ use libcontainer::container::Container;
 use nemoclaw_spec::plan::Plan;
 use serde::{Deserialize, Serialize};
 
+use crate::{cgroups, facts};
+
 /// Version of [`Record`].
 pub(crate) const VERSION: u32 = 1;
 /// Everything volatile.
@@ -46,8 +48,22 @@ pub(crate) struct Record {
     /// hierarchies have it.
     #[serde(default)]
     pub(crate) cgroup: Option<String>,
+    /// Its path in the hierarchy that limits processes.
+    #[serde(default)]
+    pub(crate) pids_group: Option<String>,
     pub(crate) systemd_cgroup: bool,
     pub(crate) annotations: std::collections::HashMap<String, String>,
+}
+
+/// A process that proved its Landlock domain before it became the user's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Executor {
+    /// Pid in the host's view.
+    pub(crate) pid: i32,
+    /// Start time (proc(5), field 22).
+    pub(crate) start_time: u64,
+    /// What Landlock enforces.
+    pub(crate) landlock: String,
 }
 
 /// Where one container's files are.
@@ -75,6 +91,17 @@ pub(crate) fn check_id(id: &str) -> Result<()> {
 }
 
 impl Record {
+    /// Takes note of init and its cgroups.
+    pub(crate) fn born(&mut self, pid: i32) {
+        self.pid = pid;
+        self.start_time = start_time(pid).unwrap_or_default();
+        self.pids_group = cgroups::of(pid, "pids");
+        self.cgroup = cgroups::path_of(pid).filter(|_| facts::cgroup_v1());
+        if let Some(path) = &self.cgroup {
+            cgroups::join(pid, path);
+        }
+    }
+
     /// Refuses a container whose creation was cut short.
     pub(crate) fn require_locked(&self) -> Result<()> {
         if self.locked {
@@ -133,6 +160,27 @@ impl Entry {
             bail!("the container was created by a newer nemoclaw (plan version {})", plan.version);
         }
         Ok(plan)
+    }
+
+    /// Records a process whose executor proved that Landlock holds it.
+    pub(crate) fn add_executor(&self, executor: &Executor) -> Result<()> {
+        let path = self.directory.join("executors.jsonl");
+        let mut line = serde_json::to_vec(executor)?;
+        line.push(b'\n');
+        // One write of less than a page: lines of several runtimes do not mix.
+        fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| file.write_all(&line))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Processes recorded so far.
+    pub(crate) fn executors(&self) -> Vec<Executor> {
+        let text = fs::read_to_string(self.directory.join("executors.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Libcontainer's view of the container.

@@ -22,3 +22,4 @@ pub mod name;
 pub mod plan;
 pub mod policy;
 pub mod seccomp;
+pub mod verify;

@@ -502,14 +502,37 @@ fn filesystem(
         read_write,
         missing,
     };
-    if landlock.required && host.landlock_abi == 0 {
+    refuse_weak_landlock(&landlock, host.landlock_abi, refusals);
+    FilesystemPlan { landlock, read_only_mounts, no_exec_mounts, make_directories }
+}
+
+/// A kernel that cannot enforce what the plan means is refused, unless the
+/// policy accepts that.
+fn refuse_weak_landlock(landlock: &LandlockPlan, abi: u32, refusals: &mut Refusals) {
+    // ABI 2 only adds a right (moving between directories) that is denied
+    // without it; the rest would be open.
+    let lost: Vec<&str> = losses(abi)
+        .into_iter()
+        .filter(|lost| abi > 0 && !lost.starts_with("moving"))
+        .filter(|lost| landlock.scoped || landlock.isolate_exec || !lost.starts_with("signals"))
+        .collect();
+    if landlock.required && !lost.is_empty() {
+        refusals.add(
+            "Landlock",
+            format!(
+                "this kernel's Landlock (ABI {abi}) does not control {}",
+                lost.join(", ")
+            ),
+            "use a newer kernel, or write `landlock: {compatibility: best_effort}` in the policy to go without",
+        );
+    }
+    if landlock.required && abi == 0 {
         refusals.add(
             "Landlock",
             "this kernel has no Landlock, or it is off".to_owned(),
             "boot Linux 5.13 or newer with `lsm=landlock,...`, or write `landlock: {compatibility: best_effort}` in the policy",
         );
     }
-    FilesystemPlan { landlock, read_only_mounts, no_exec_mounts, make_directories }
 }
 
 /// Mounts that the image's symbolic links lead elsewhere: onto the kernel's own
@@ -618,6 +641,21 @@ fn writable_home(identity: &RunAs, image: &dyn ImageView) -> Option<String> {
     let place = ["/home", "/sandbox"].iter().any(|parent| beneath(&fact.real, parent));
     let own = fact.uid == identity.uid && fact.directory && fact.real == identity.home;
     (place && own).then_some(fact.real)
+}
+
+/// What a kernel with this Landlock ABI does not control of what the plan means
+/// (landlock(7), "Previous limitations").
+pub fn losses(abi: u32) -> Vec<&'static str> {
+    [
+        (2, "moving files between directories"),
+        (3, "truncating files"),
+        (5, "ioctls on devices"),
+        (6, "signals and abstract sockets between sandboxes that share namespaces"),
+    ]
+    .into_iter()
+    .filter(|(since, _)| abi < *since)
+    .map(|(_, what)| what)
+    .collect()
 }
 
 /// True when `path` is `parent` or lies below it.

@@ -1,14 +1,20 @@
 //! What must not work from inside, each trial named by the attack.
 
+mod privileges;
+mod verify;
+
 use std::process::ExitCode;
 
 use nemoclaw_tests::docker::{Container, docker, run};
-use nemoclaw_tests::{Outcome, contains, equal, run_as_root};
+use nemoclaw_tests::{Outcome, Trials, contains, equal, run_as_root};
 
 const IMAGE: &str = "nemoclaw-test/base";
 
+/// A trial and its name.
+type Named = (&'static str, fn() -> Outcome);
+
 fn main() -> ExitCode {
-    run_as_root(vec![
+    let mut trials: Trials<'_> = vec![
         ("init_and_privileged_exec_have_no_capability", no_capability),
         ("root_s_home_and_etc_are_closed", closed_paths),
         ("a_setuid_program_gives_nothing", setuid),
@@ -32,7 +38,10 @@ fn main() -> ExitCode {
         ("identities_of_proxies_are_refused", proxy_identity),
         ("workspace_files_stay_the_person_s", workspace),
         ("injected_variables_do_not_reach_a_process", injected),
-    ])
+    ];
+    trials.extend(privileges::TRIALS);
+    trials.extend(verify::TRIALS);
+    run_as_root(trials)
 }
 
 /// Runs Python in a fresh container; exit 0 means what was forbidden failed.

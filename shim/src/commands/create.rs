@@ -23,8 +23,8 @@ use crate::init::{ConfinedInit, Filters, Outcome};
 use crate::policy::{self, Selected};
 use crate::proxy::{self, Starting};
 use crate::report::{CodedError, Report};
-use crate::store::{Entry, Record, VERSION, start_time};
-use crate::{bundle, cgroups, exec, facts, mounts, net, reexec, stdio, steps};
+use crate::store::{self, Entry, Executor, Record, VERSION};
+use crate::{bundle, exec, facts, mounts, net, reexec, stdio, steps};
 
 /// Creates a container; on any failure nothing is left of it.
 pub(super) fn create(invocation: &Invocation, args: &Create) -> Result<()> {
@@ -113,8 +113,8 @@ impl Sandbox<'_> {
             _ => Some(Starting::spawn()?),
         };
         steps::reached("create:proxy-spawned");
-        let pid = match self.build(invocation, &shadow, filters) {
-            Ok(pid) => pid,
+        let (pid, landlock) = match self.build(invocation, &shadow, filters) {
+            Ok(built) => built,
             Err(error) => {
                 if let Some(starting) = &mut starting {
                     starting.end();
@@ -123,15 +123,11 @@ impl Sandbox<'_> {
             }
         };
         steps::reached("create:built");
-        record.pid = pid;
-        record.start_time = start_time(pid).unwrap_or_default();
-        record.cgroup = cgroups::path_of(pid).filter(|_| facts::cgroup_v1());
-        if let Some(path) = &record.cgroup {
-            cgroups::join(pid, path);
-        }
+        record.born(pid);
         if self.plan.confined {
             mounts::verify(pid, &self.spec, &self.host, &self.plan.masked)?;
             mounts::restrict_root(pid)?;
+            self.remember(&record, landlock)?;
         }
         self.give_terminal(pid)?;
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
@@ -166,6 +162,16 @@ impl Sandbox<'_> {
         Ok(pid)
     }
 
+    /// What `verify` compares with later: Landlock's proof, and the mounts.
+    fn remember(&self, record: &Record, landlock: Option<String>) -> Result<()> {
+        let (pid, start_time) = (record.pid, record.start_time);
+        let landlock = landlock.context("Landlock: init did not report its self-test")?;
+        self.entry.add_executor(&Executor { pid, start_time, landlock })?;
+        let path = format!("/proc/{pid}/mountinfo");
+        let mounts = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+        store::write_file(&self.entry.directory.join("mountinfo"), &mounts)
+    }
+
     fn record(&self, invocation: &Invocation, rootfs: PathBuf) -> Result<Record> {
         let bundle = fs::canonicalize(&self.args.bundle).context("cannot find the bundle")?;
         Ok(Record {
@@ -181,6 +187,7 @@ impl Sandbox<'_> {
             first: false,
             locked: false,
             cgroup: None,
+            pids_group: None,
             systemd_cgroup: invocation.systemd_cgroup,
             annotations: self.spec.annotations().clone().unwrap_or_default(),
         })
@@ -224,7 +231,12 @@ impl Sandbox<'_> {
         clippy::redundant_closure_for_method_calls,
         reason = "the builders' types are private to libcontainer"
     )]
-    fn build(&self, invocation: &Invocation, shadow: &Path, filters: Filters) -> Result<i32> {
+    fn build(
+        &self,
+        invocation: &Invocation,
+        shadow: &Path,
+        filters: Filters,
+    ) -> Result<(i32, Option<String>)> {
         stdio::give_pipes(self.plan.identity.uid);
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let executor = ConfinedInit::new(self.plan.clone(), filters, writer);
@@ -251,9 +263,9 @@ impl Sandbox<'_> {
         match built {
             Ok(container) => {
                 let pid = container.pid().context("libcontainer tells no pid")?;
-                Ok(pid.as_raw())
+                Ok((pid.as_raw(), hear(reader).and_then(|outcome| outcome.landlock)))
             }
-            Err(error) => Err(explain(anyhow!(error), reader)),
+            Err(error) => Err(explain(anyhow!(error), hear(reader))),
         }
     }
 
@@ -284,6 +296,7 @@ impl Sandbox<'_> {
                 )?;
                 steps::reached("create:locked");
                 proxy::make_directory(directory)?;
+                store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
                 steps::reached("create:sandbox-directory");
                 Ok(netns)
             });
@@ -348,15 +361,19 @@ fn aliases(policy: &Policy, image: &Image) -> HashMap<String, String> {
     aliases
 }
 
-/// Init's own words for a failure are better than libcontainer's.
-fn explain(error: anyhow::Error, reader: OwnedFd) -> anyhow::Error {
-    // Init has written before libcontainer failed; never wait for more.
+/// What init told; it has written before libcontainer's builder returns, and is
+/// never waited for.
+fn hear(reader: OwnedFd) -> Option<Outcome> {
     let mut text = vec![0; 16 * 1024];
     let ready = rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK).is_ok();
     let length = if ready { rustix::io::read(&reader, &mut text).unwrap_or(0) } else { 0 };
     text.truncate(length);
     drop(reader);
-    let outcome = serde_json::from_slice::<Outcome>(&text).ok();
+    serde_json::from_slice::<Outcome>(&text).ok()
+}
+
+/// Init's own words for a failure are better than libcontainer's.
+fn explain(error: anyhow::Error, outcome: Option<Outcome>) -> anyhow::Error {
     match outcome
         .and_then(|outcome| outcome.error.map(|message| CodedError { code: outcome.code, message }))
     {

@@ -12,12 +12,14 @@ use nix::sys::socket::{
 
 pub(super) const REQUEST: u16 = 0x1;
 pub(super) const ACK: u16 = 0x4;
+pub(super) const DUMP: u16 = 0x300;
 pub(super) const EXCLUSIVE: u16 = 0x200;
 pub(super) const CREATE: u16 = 0x400;
 pub(super) const APPEND: u16 = 0x800;
 /// Flag of attributes that hold attributes.
 const NESTED: u16 = 0x8000;
 const ERROR: u16 = 2;
+const DONE: u16 = 3;
 
 /// A message under construction, or several in a row.
 #[derive(Debug, Default)]
@@ -114,6 +116,45 @@ pub(super) fn exchange(protocol: SockProtocol, buffer: &Buffer, answers: usize) 
         }
     }
     Ok(())
+}
+
+/// Sends a request for a dump and gives the bodies of the answers, at most
+/// `most` bytes of them.
+pub(super) fn dump(
+    protocol: SockProtocol,
+    buffer: &Buffer,
+    most: usize,
+) -> io::Result<Vec<Vec<u8>>> {
+    let socket = open(protocol)?;
+    sendto(socket.as_raw_fd(), &buffer.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    let mut bodies = Vec::new();
+    let mut taken = 0;
+    let mut answer = vec![0_u8; 64 * 1024];
+    loop {
+        let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        let mut rest = answer.get(..length).unwrap_or_default();
+        if rest.len() < 16 {
+            return Err(io::Error::other("a short answer from the kernel"));
+        }
+        while let Some(&[a, b, c, d, low, high]) = rest.get(..6) {
+            let size = usize::try_from(u32::from_ne_bytes([a, b, c, d])).unwrap_or_default();
+            let body = rest.get(16..size).unwrap_or_default();
+            match u16::from_ne_bytes([low, high]) {
+                DONE => return Ok(bodies),
+                ERROR => {
+                    let code = body.get(..4).and_then(|code| code.try_into().ok());
+                    let code = code.map_or(0, i32::from_ne_bytes);
+                    return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+                }
+                _ => bodies.push(body.to_vec()),
+            }
+            taken += size;
+            if taken > most {
+                return Err(io::Error::other("the kernel's answer is too long"));
+            }
+            rest = rest.get(size.max(16).next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
 }
 
 fn open(protocol: SockProtocol) -> io::Result<OwnedFd> {

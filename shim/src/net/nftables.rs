@@ -9,7 +9,7 @@ use std::io;
 use nemoclaw_spec::control::{CAPTURE_PORT, DNS_PORT, INBOUND_MARK, PACKET_MARK, POOL_V4, POOL_V6};
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{ACK, APPEND, Buffer, CREATE, EXCLUSIVE, REQUEST, exchange};
+use super::netlink::{ACK, APPEND, Buffer, CREATE, DUMP, EXCLUSIVE, REQUEST, dump, exchange};
 
 const TABLE: &str = "nemoclaw";
 const FAMILY_INET: u8 = 1;
@@ -19,7 +19,9 @@ const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const DELETE_TABLE: u16 = (SUBSYSTEM << 8) | 2;
 const NEW_CHAIN: u16 = (SUBSYSTEM << 8) | 3;
+const GET_CHAIN: u16 = (SUBSYSTEM << 8) | 4;
 const NEW_RULE: u16 = (SUBSYSTEM << 8) | 6;
+const GET_RULE: u16 = (SUBSYSTEM << 8) | 7;
 
 const HOOK_INPUT: u32 = 1;
 const HOOK_FORWARD: u32 = 2;
@@ -80,6 +82,29 @@ fn write(kind: Kind, replace: bool) -> io::Result<()> {
     }
     batch.bracket(BATCH_END);
     exchange(SockProtocol::NetlinkNetFilter, &batch.buffer, batch.answers)
+}
+
+/// Chains and rules of our table as the kernel gives them, to be compared
+/// later: nobody else has a reason to change them.
+///
+/// # Errors
+/// When the kernel does not answer, or with more than a megabyte.
+pub(super) fn fingerprint() -> io::Result<Vec<u8>> {
+    const GENERIC_HEADER: usize = 4;
+    const MOST: usize = 1024 * 1024;
+    let mut print = Vec::new();
+    for kind in [GET_CHAIN, GET_RULE] {
+        let mut request = Buffer::default();
+        request.message(kind, REQUEST | DUMP, |m| m.raw(&[FAMILY_INET, 0, 0, 0]));
+        for body in dump(SockProtocol::NetlinkNetFilter, &request, MOST)? {
+            // The header holds the generation, which any change of others moves.
+            let body = body.get(GENERIC_HEADER..).unwrap_or_default();
+            if body.windows(TABLE.len()).any(|window| window == TABLE.as_bytes()) {
+                print.extend(body);
+            }
+        }
+    }
+    Ok(print)
 }
 
 fn locked(batch: &mut Batch, engine_resolver: bool) {

@@ -74,11 +74,11 @@ fn given(process: Option<&Process>) -> Vec<String> {
         .and_then(|capabilities| capabilities.bounding().clone())
         .unwrap_or_default()
         .iter()
-        .map(name)
+        .map(|capability| name(*capability))
         .collect()
 }
 
-fn name(capability: &Capability) -> String {
+fn name(capability: Capability) -> String {
     let name = capability.to_string();
     name.strip_prefix("CAP_").unwrap_or(&name).to_owned()
 }

@@ -1,0 +1,174 @@
+//! What a policy can keep, relax and restrict, seen from inside.
+
+use nemoclaw_tests::docker::{Container, docker, run};
+use nemoclaw_tests::{Outcome, contains, equal};
+
+const IMAGE: &str = "nemoclaw-test/base";
+
+pub(super) const TRIALS: [crate::Named; 7] = [
+    ("a_kept_capability_is_there_in_init_and_exec_and_no_other", kept),
+    ("a_debugger_works_where_policy_says_so_and_only_there", debugger),
+    ("writable_places_run_nothing_under_system_only", system_only),
+    ("an_isolated_exec_cannot_signal_the_container", isolated),
+    ("root_that_policy_keeps_sets_no_id_bits", root),
+    ("an_entry_point_steps_down_and_exec_cannot_reach_the_gateway", step_down),
+    ("a_device_is_given_only_where_policy_names_it", device),
+];
+
+fn kept() -> Outcome {
+    let container = Container::start("nemoclaw-keep", IMAGE, &[])?;
+    let show = "cat /proc/1/status /proc/self/status";
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        let text = container.sh(show).ok()?.out;
+        equal(set, &text.matches(&format!("{set}:\t0000000000000400")).count(), &2)?;
+    }
+    let refused = run("nemoclaw", &["--cap-add", "SYS_ADMIN"], IMAGE, &["true"]);
+    contains("refusal", &refused.err, "SYS_ADMIN, which the policy does not allow")?;
+    let stripped =
+        run("nemoclaw-strip", &["--cap-add", "SYS_ADMIN"], IMAGE, &["cat", "/proc/self/status"]);
+    contains("stripped", &stripped.ok()?.out, "CapBnd:\t0000000000000000")
+}
+
+const TRACE: &str = "
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+child = os.fork()
+if child == 0:
+    time.sleep(5); os._exit(0)
+print('ptrace', libc.ptrace(16, child, 0, 0))
+";
+
+fn debugger() -> Outcome {
+    let allowed = run("nemoclaw-keep", &[], IMAGE, &["python3", "-c", TRACE]).ok()?;
+    contains("where allowed", &allowed.out, "ptrace 0")?;
+    let refused = run("nemoclaw", &[], IMAGE, &["python3", "-c", TRACE]).ok()?;
+    contains("elsewhere", &refused.out, "ptrace -1")
+}
+
+fn system_only() -> Outcome {
+    let script = "
+for d in /tmp /var/tmp /sandbox /dev/shm /data /scratch; do
+    cp /bin/true $d/t || exit 9
+    $d/t 2>/dev/null && echo $d runs
+    /lib64/ld-linux-x86-64.so.2 $d/t 2>/dev/null && echo $d is loaded
+done
+python3 -c '
+import os
+try:
+    f = os.memfd_create(\"x\"); os.write(f, open(\"/bin/true\", \"rb\").read()); print(\"memfd made\")
+except OSError: pass
+'
+python3 -c 'print(6 * 7)'
+ls / >/dev/null && git --version >/dev/null 2>&1; echo done";
+    let options = ["--tmpfs", "/data:exec,mode=1777", "--tmpfs", "/scratch:exec,mode=1777"];
+    let done = run("nemoclaw-system-only", &options, IMAGE, &["sh", "-c", script]).ok()?;
+    equal("what ran", &done.out.trim().to_owned(), &"42\ndone".to_owned())?;
+    let elsewhere = run("nemoclaw", &options, IMAGE, &["sh", "-c", script]).ok()?;
+    for place in ["/tmp", "/var/tmp", "/sandbox", "/data", "/scratch"] {
+        contains("positive control", &elsewhere.out, &format!("{place} runs"))?;
+    }
+    contains("positive control", &elsewhere.out, "memfd made")
+}
+
+fn isolated() -> Outcome {
+    let isolated = Container::start("nemoclaw-system-only", IMAGE, &[])?;
+    equal("isolated", &isolated.sh("kill -0 1").code, &1)?;
+    let ordinary = Container::start("nemoclaw", IMAGE, &[])?;
+    equal("positive control", &ordinary.sh("kill -0 1").code, &0)
+}
+
+fn root() -> Outcome {
+    let script = "id -u; cp /bin/true /data/s; chmod u+s /data/s; chmod g+s /data/s; ls -l /data/s; install -m 4755 /bin/true /data/t; ls -l /data/t; grep Cap /proc/self/status";
+    let done = run("nemoclaw-root", &["-v", "/data"], IMAGE, &["sh", "-c", script]);
+    contains("root is kept", &done.out, "0\n")?;
+    equal("set-ID bits", &done.out.contains("-rws"), &false)?;
+    equal("set-ID bits", &done.out.contains("r-s"), &false)?;
+    equal("empty sets", &done.out.matches("0000000000000000").count(), &5)?;
+    let mapped = run("nemoclaw", &["-v", "/data"], IMAGE, &["id", "-u"]).ok()?;
+    equal("without the policy", &mapped.out.trim().to_owned(), &"10001".to_owned())
+}
+
+/// The entry point starts a gateway as its own user, and becomes the agent.
+const ENTRY: &str = "
+setpriv --reuid gateway --regid gateway --clear-groups --inh-caps=-all sh -c 'echo $$ >/tmp/gateway.pid; exec sleep 900' &
+sleep 0.3
+exec setpriv --reuid sandbox --regid sandbox --clear-groups --inh-caps=-all sleep 900
+";
+
+/// What the agent tries on the gateway; each line that succeeds is printed.
+const AGENT: &str = "
+export HOME=/home/gateway PATH=/usr/bin:/bin
+g=$(cat /tmp/gateway.pid)
+kill -0 $g 2>/dev/null && echo signalled
+kill -9 $g 2>/dev/null && echo killed
+cat /proc/$g/environ >/dev/null 2>&1 && echo environ
+ls /proc/$g/fd >/dev/null 2>&1 && echo descriptors
+readlink /proc/$g/exe >/dev/null 2>&1 && echo executable
+(echo x >/proc/$g/mem) 2>/dev/null && echo memory
+setpriv --reuid gateway true 2>/dev/null && echo became gateway
+setpriv --reuid 0 true 2>/dev/null && echo became root
+mv /tmp/gateway.pid /tmp/forged 2>/dev/null && echo replaced
+id -u
+grep -E 'Cap(Prm|Eff|Inh|Amb)' /proc/self/status | grep -v 0000000000000000
+true
+";
+
+fn step_down() -> Outcome {
+    let container = Container::start_with(
+        "nemoclaw-step-down",
+        "nemoclaw-test/stepdown",
+        &[],
+        &["sh", "-c", ENTRY],
+    )?;
+    let init = "until [ -s /tmp/gateway.pid ] && [ $(stat -c %u /proc/1) = 998 ]; do sleep 0.1; done; stat -c %u /proc/1 /proc/$(cat /tmp/gateway.pid); cat /proc/1/status";
+    let seen = container.sh(init).ok()?.out;
+    contains("who runs", &seen, "998\n997\n")?;
+    for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+        contains("after stepping down", &seen, &format!("{set}:\t0000000000000000"))?;
+    }
+    for user in ["0", "sandbox", "998"] {
+        let done = docker(&[
+            "exec",
+            "--privileged",
+            "-u",
+            user,
+            "-e",
+            "HOME=/home/gateway",
+            &container.name,
+            "sh",
+            "-c",
+            AGENT,
+        ])
+        .ok()?;
+        equal("what the agent could do", &done.out.trim().to_owned(), &"998".to_owned())?;
+    }
+    // Nobody but root, the agent and the gateway.
+    let stranger = run(
+        "nemoclaw-step-down",
+        &[],
+        "nemoclaw-test/stepdown",
+        &["setpriv", "--reuid", "4321", "--clear-groups", "id", "-u"],
+    );
+    equal("an id that policy does not name", &stranger.code, &127)?;
+    let setid = run(
+        "nemoclaw-step-down",
+        &[],
+        "nemoclaw-test/stepdown",
+        &["sh", "-c", "cp /bin/sh /tmp/s && chmod 4755 /tmp/s"],
+    );
+    equal("a set-user-ID shell of root", &setid.code, &1)
+}
+
+fn device() -> Outcome {
+    let refused = run("nemoclaw", &["--device", "/dev/fuse"], IMAGE, &["true"]);
+    contains("refusal", &refused.err, "name the host's device under")?;
+    let renamed = run("nemoclaw", &["--device", "/dev/fuse:/dev/null2"], IMAGE, &["true"]);
+    contains("by another name", &renamed.err, "is not one a sandbox gets")?;
+    let given = run(
+        "nemoclaw-keep",
+        &["--device", "/dev/fuse"],
+        IMAGE,
+        &["stat", "-c", "%t:%T", "/dev/fuse"],
+    );
+    equal("given", &given.ok()?.out.trim().to_owned(), &"a:e5".to_owned())
+}
