@@ -230,7 +230,7 @@ impl Child<'_> {
         }
         // Prepared; the pipe stays open until execve closes it.
         init::tell(pipe.as_fd(), &Outcome { error: None, code: 0, landlock });
-        init::execute(self.filters, &program, &args, &env)
+        init::execute(self.filters, &[], "", &program, &args, &env)
     }
 
     fn adjust_oom(&self) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What runs inside a container's process after its identity and capabilities
 //! are set: Landlock, seccomp, and the user's program. Shared by init and exec.
 
+mod hooks;
 mod landlock;
 mod program;
 
@@ -16,7 +17,7 @@ use libcontainer::workload::{
 };
 use nemoclaw_spec::plan::Plan;
 use nemoclaw_spec::seccomp;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Hook, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::report::CodedError;
@@ -79,16 +80,18 @@ pub(crate) fn prepare(
     Ok((program, enforced))
 }
 
-/// Installs the filters and becomes the user's program; returns only on
-/// failure.
+/// Installs the filters, runs the container's startContainer hooks under them,
+/// and becomes the user's program; returns only on failure.
 pub(crate) fn execute(
     filters: &Filters,
+    hooks: &[Hook],
+    id: &str,
     program: &CString,
     args: &[String],
     env: &[CString],
 ) -> CodedError {
     crate::sys::restore_sigpipe();
-    if let Err(error) = filters.install() {
+    if let Err(error) = filters.install().and_then(|()| hooks::run(hooks, id)) {
         return error;
     }
     let args: Vec<CString> =
@@ -105,11 +108,17 @@ pub(crate) struct ConfinedInit {
     plan: Rc<Plan>,
     filters: Rc<Filters>,
     report: Rc<OwnedFd>,
+    id: Rc<str>,
 }
 
 impl ConfinedInit {
-    pub(crate) fn new(plan: Plan, filters: Filters, report: OwnedFd) -> Self {
-        Self { plan: Rc::new(plan), filters: Rc::new(filters), report: Rc::new(report) }
+    pub(crate) fn new(id: &str, plan: Plan, filters: Filters, report: OwnedFd) -> Self {
+        Self {
+            plan: Rc::new(plan),
+            filters: Rc::new(filters),
+            report: Rc::new(report),
+            id: id.into(),
+        }
     }
 }
 
@@ -151,7 +160,9 @@ impl Executor for ConfinedInit {
             }
         }
         let error = match program::find(&args, &path_of(spec)) {
-            Ok(program) => execute(&self.filters, &program, &args, &env),
+            Ok(program) => {
+                execute(&self.filters, &self.plan.start_hooks, &self.id, &program, &args, &env)
+            }
             Err(error) => error,
         };
         // Engines have let go of us: the container's own stderr is all there is.

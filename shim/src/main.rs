@@ -7,6 +7,7 @@ mod bundle;
 mod cgroups;
 mod cli;
 mod commands;
+mod content;
 mod doctor;
 mod exec;
 mod facts;

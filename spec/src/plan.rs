@@ -7,6 +7,7 @@
 //! (Landlock, seccomp, hooks) is done by the runtime's own executor, for init
 //! and for exec alike, from the same stored plan.
 
+mod content;
 mod environment;
 mod harden;
 mod identity;
@@ -16,11 +17,12 @@ mod toolchain;
 
 use std::fmt;
 
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Hook, LinuxSeccomp, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{LandlockMode, NEEDED_READ_ONLY, NEEDED_READ_WRITE, Policy};
 use crate::seccomp::FilterPlan;
+pub use content::ContentView;
 pub use harden::harden;
 pub use identity::home_of;
 
@@ -151,6 +153,9 @@ pub struct Plan {
     pub pids: i64,
     /// Open-files limit.
     pub nofile: u64,
+    /// startContainer hooks, which our executor runs confined.
+    #[serde(default)]
+    pub start_hooks: Vec<Hook>,
     /// The engine's seccomp profile, compiled anew for every process.
     pub seccomp: Option<LinuxSeccomp>,
     /// What was changed and is worth telling the operator.
@@ -264,9 +269,11 @@ impl Plan {
         policy: &Policy,
         image: &dyn ImageView,
         host: &HostFacts,
+        content: &dyn ContentView,
     ) -> Result<Self, InvalidPlan> {
         let mut refusals = Refusals::default();
         let mut notes = Vec::new();
+        content::check(&policy.options, content, &mut refusals, &mut notes);
         refuse::check(spec, policy, host, &mut refusals, &mut notes);
         if !host.pids_controller && policy.options.pids > 0 {
             refusals.add(
@@ -313,6 +320,11 @@ impl Plan {
             masked,
             make_directories: filesystem.make_directories,
             pids: pids(spec, policy),
+            start_hooks: spec
+                .hooks()
+                .as_ref()
+                .and_then(|hooks| hooks.start_container().clone())
+                .unwrap_or_default(),
             nofile: host.nofile_max.min(policy.options.open_files),
             seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
             identity,
@@ -347,6 +359,8 @@ impl Plan {
             masked: Vec::new(),
             make_directories: Vec::new(),
             pids: 0,
+            // libcontainer runs them.
+            start_hooks: Vec::new(),
             nofile: 0,
             seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
             notes: vec!["NOT CONFINED: --policy observe".to_owned()],
@@ -411,6 +425,9 @@ struct FilesystemPlan {
     no_exec_mounts: Vec<String>,
     make_directories: Vec<MakeDirectory>,
 }
+
+/// Files the engine writes and mounts into every container.
+const ENGINE_FILES: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
 
 /// System directories that get a read-only mount: Landlock does not govern
 /// chmod, chown and utimes, a read-only mount does.
@@ -716,8 +733,7 @@ pub(crate) fn mount_targets(spec: &Spec, host: &HostFacts) -> Vec<Target> {
         let fact = host.mounts.get(n).cloned().unwrap_or_default();
         let mut parts = fact.source.rsplit('/');
         let volume = bind && parts.next() == Some("_data") && parts.nth(1) == Some("volumes");
-        let engine_file =
-            ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"].contains(&target.as_str());
+        let engine_file = ENGINE_FILES.contains(&target.as_str());
         targets.push(Target {
             read_only: has("ro") || engine_file,
             volume,

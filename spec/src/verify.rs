@@ -354,6 +354,7 @@ mod tests {
             make_directories: Vec::new(),
             pids: 512,
             nofile: 1024,
+            start_hooks: Vec::new(),
             seccomp: None,
             notes: Vec::new(),
         }

@@ -3,6 +3,8 @@
 
 #![expect(clippy::indexing_slicing, reason = "a trial that panics has failed")]
 
+mod confine;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -40,6 +42,9 @@ fn main() -> ExitCode {
         ("many_cycles_leave_nothing", cycles),
         ("a_container_whose_creation_was_cut_short_does_not_start", cut_short),
         ("the_id_that_means_unchanged_is_refused", unchanged_id),
+        ("start_container_hooks_run_confined", confine::hooks),
+        ("a_start_container_hook_that_fails_stops_the_program", confine::failing_hook),
+        ("files_that_are_not_as_policy_says_stop_the_start", confine::contents),
         ("a_program_gets_ordinary_signals_and_its_own_pipes", signals_and_pipes),
     ])
 }

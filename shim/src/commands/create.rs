@@ -18,6 +18,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::delete;
 use crate::cli::{Create, Invocation, Run};
+use crate::content::Contents;
 use crate::image::Image;
 use crate::init::{ConfinedInit, Filters, Outcome};
 use crate::policy::{self, Selected};
@@ -64,7 +65,8 @@ fn plan(
     if invocation.observes() {
         return Ok(Plan::observe(spec));
     }
-    Plan::resolve(spec, &selected.policy, image, host)
+    let contents = Contents::new(image, spec, host);
+    Plan::resolve(spec, &selected.policy, image, host, &contents)
         .map_err(|invalid| anyhow!(CodedError { code: 3, message: format!("refused: {invalid}") }))
 }
 
@@ -239,7 +241,7 @@ impl Sandbox<'_> {
     ) -> Result<(i32, Option<String>)> {
         stdio::give_pipes(self.plan.identity.uid);
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let executor = ConfinedInit::new(self.plan.clone(), filters, writer);
+        let executor = ConfinedInit::new(&self.entry.id, self.plan.clone(), filters, writer);
         // libcontainer changes directory for its sockets; its paths must be absolute.
         let console = self.args.console_socket.as_ref().map(std::path::absolute).transpose()?;
         let pid_file = self.args.pid_file.as_ref().map(std::path::absolute).transpose()?;

@@ -1,6 +1,6 @@
 //! The part of the plan that libcontainer carries out, written into the spec.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     Capability, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxPids,
@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 };
 
 use super::refuse::STANDARD_DEVICES;
-use super::{Plan, STEP_DOWN};
+use super::{ENGINE_FILES, Plan, STEP_DOWN};
 
 /// Writes `plan` into `spec`. `rootfs` is the absolute path of the image's
 /// root on the host, `cgroups_path` what to use where the engine named none.
@@ -24,19 +24,10 @@ pub fn harden(
     if !plan.confined {
         return spec;
     }
-    if let Some(process) = spec.process_mut() {
-        let asked = process.env().clone().unwrap_or_default();
-        process.set_env(Some(plan.environment(&asked, Some(&plan.identity.home))));
-        if plan.step_down {
-            set_user(process, 0, 0);
-            let mut capabilities: Vec<String> = STEP_DOWN.map(str::to_owned).to_vec();
-            capabilities.extend(plan.capabilities.iter().cloned());
-            restrict(process, plan.nofile, &[]);
-            process.set_capabilities(Some(sets(&capabilities, false)));
-        } else {
-            set_user(process, plan.identity.uid, plan.identity.gid);
-            restrict(process, plan.nofile, &plan.capabilities);
-        }
+    privileges(&mut spec, plan);
+    if let Some(hooks) = spec.hooks_mut() {
+        // Ours to run, confined.
+        hooks.set_start_container(None);
     }
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
@@ -50,6 +41,11 @@ pub fn harden(
             let mut options = mount.options().clone().unwrap_or_default();
             options.retain(|option| option != "dev" && option != "suid");
             options.extend(["nodev".to_owned(), "nosuid".to_owned()]);
+            // Their owner, a kept root, could still change modes and times.
+            if ENGINE_FILES.iter().any(|file| mount.destination() == Path::new(file)) {
+                options.retain(|option| option != "rw");
+                options.push("ro".to_owned());
+            }
             if plan.landlock.system_only && !options.iter().any(|option| option == "ro") {
                 options.retain(|option| option != "exec");
                 options.push("noexec".to_owned());
@@ -99,6 +95,23 @@ pub fn harden(
         linux.set_resources(Some(resources));
     }
     spec
+}
+
+/// Identity, environment, capabilities and limits of init.
+fn privileges(spec: &mut Spec, plan: &Plan) {
+    let Some(process) = spec.process_mut() else { return };
+    let asked = process.env().clone().unwrap_or_default();
+    process.set_env(Some(plan.environment(&asked, Some(&plan.identity.home))));
+    if plan.step_down {
+        set_user(process, 0, 0);
+        let mut capabilities: Vec<String> = STEP_DOWN.map(str::to_owned).to_vec();
+        capabilities.extend(plan.capabilities.iter().cloned());
+        restrict(process, plan.nofile, &[]);
+        process.set_capabilities(Some(sets(&capabilities, false)));
+    } else {
+        set_user(process, plan.identity.uid, plan.identity.gid);
+        restrict(process, plan.nofile, &plan.capabilities);
+    }
 }
 
 /// Nothing but the usual devices and what the spec lists, which has been

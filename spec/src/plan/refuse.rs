@@ -78,7 +78,6 @@ pub(super) fn check(
     id_mappings(spec, refusals);
     mounts(spec, policy, host, refusals);
     devices_and_sysctls(spec, host, refusals);
-    hooks(spec, refusals);
 }
 
 fn capabilities(spec: &Spec, policy: &Policy, refusals: &mut Refusals, notes: &mut Vec<String>) {
@@ -230,20 +229,6 @@ fn devices_and_sysctls(spec: &Spec, host: &HostFacts, refusals: &mut Refusals) {
             "mounts",
             "the root file system would propagate mounts to the host".to_owned(),
             "mount volumes without :shared and :rshared",
-        );
-    }
-}
-
-fn hooks(spec: &Spec, refusals: &mut Refusals) {
-    let has = spec
-        .hooks()
-        .as_ref()
-        .is_some_and(|hooks| hooks.start_container().as_ref().is_some_and(|list| !list.is_empty()));
-    if has {
-        refusals.add(
-            "hooks",
-            "startContainer hooks would run in the container before it is confined".to_owned(),
-            "use createRuntime hooks, which run on the host",
         );
     }
 }

@@ -45,6 +45,17 @@ impl ImageView for Image {
     }
 }
 
+struct NoFiles;
+
+impl ContentView for NoFiles {
+    fn content(&self, _: &str) -> Result<Vec<u8>, String> {
+        Err("is not there".to_owned())
+    }
+    fn sha256(&self, _: &[u8]) -> String {
+        String::new()
+    }
+}
+
 fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
     let mut json = serde_json::json!({
         "ociVersion": "1.0.2",
@@ -80,7 +91,7 @@ fn baseline() -> Policy {
 #[test]
 fn a_root_image_is_mapped_to_a_fixed_user_with_a_home() {
     let spec = spec(|_| {});
-    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host()).unwrap();
+    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host(), &NoFiles).unwrap();
     assert_eq!((plan.identity.uid, plan.identity.gid), (10_001, 10_001));
     assert_eq!(plan.identity.home, "/sandbox");
     assert_eq!(
@@ -96,7 +107,7 @@ fn a_root_image_is_mapped_to_a_fixed_user_with_a_home() {
 #[test]
 fn the_hardened_spec_has_no_capability_and_no_way_to_get_one() {
     let spec = spec(|_| {});
-    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host()).unwrap();
+    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host(), &NoFiles).unwrap();
     let hardened = harden(spec, &plan, "/images/x", "/nemoclaw/x", true);
     let process = hardened.process().as_ref().unwrap();
     let caps = process.capabilities().as_ref().unwrap();
@@ -121,7 +132,7 @@ fn the_hardened_spec_has_no_capability_and_no_way_to_get_one() {
 #[test]
 fn hardening_twice_changes_nothing() {
     let spec = spec(|_| {});
-    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host()).unwrap();
+    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host(), &NoFiles).unwrap();
     let mut plan = plan;
     plan.read_only_mounts.clear();
     let once = harden(spec, &plan, "/r", "/c", true);
@@ -145,7 +156,7 @@ fn the_owner_of_the_workspace_is_who_works_in_it() {
         ..MountFact::default()
     };
     host.mounts = vec![mount];
-    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host).unwrap();
+    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host, &NoFiles).unwrap();
     assert_eq!((plan.identity.uid, plan.identity.gid), (1000, 1001));
     assert!(plan.make_directories.is_empty());
     // A volume of the engine is nobody's workspace, nor is a system account's.
@@ -153,7 +164,7 @@ fn the_owner_of_the_workspace_is_who_works_in_it() {
     {
         host.mounts[0].source = source.to_owned();
         host.mounts[0].uid = uid;
-        let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host).unwrap();
+        let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host, &NoFiles).unwrap();
         assert_eq!(plan.identity.uid, 10_001, "{source} {uid}");
     }
 }
@@ -164,7 +175,7 @@ fn users_of_the_image_stay_and_group_root_does_not() {
         json["process"]["user"] =
             serde_json::json!({"uid": 1234, "gid": 0, "additionalGids": [0, 4]});
     });
-    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host()).unwrap();
+    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host(), &NoFiles).unwrap();
     assert_eq!((plan.identity.uid, plan.identity.gid), (1234, 1234));
     let hardened = harden(spec, &plan, "/r", "/c", false);
     assert!(hardened.process().as_ref().unwrap().user().additional_gids().is_none());
@@ -188,7 +199,7 @@ fn a_volume_never_lifts_a_read_only_path() {
             ..MountFact::default()
         });
     }
-    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host).unwrap();
+    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host, &NoFiles).unwrap();
     assert!(!plan.landlock.read_write.contains(&"/etc".to_owned()));
     assert!(plan.landlock.read_write.contains(&"/var/lib/data".to_owned()));
     assert!(plan.landlock.read_write.contains(&"/opt/tools".to_owned()));
@@ -203,7 +214,6 @@ fn what_cannot_be_confined_is_refused_with_every_reason() {
             serde_json::json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);
         json["linux"]["sysctl"] = serde_json::json!({"kernel.core_pattern": "|/x"});
         json["mounts"] = serde_json::json!([{"destination": "/h", "type": "bind", "source": "/var/run", "options": ["rbind"]}]);
-        json["hooks"] = serde_json::json!({"startContainer": [{"path": "/x"}]});
     });
     let mut host = host();
     host.host_namespaces = vec!["network".to_owned()];
@@ -212,12 +222,9 @@ fn what_cannot_be_confined_is_refused_with_every_reason() {
         exposes: vec!["/run/docker.sock".to_owned()],
         ..MountFact::default()
     }];
-    let invalid = Plan::resolve(&spec, &baseline(), &Image::debian(), &host).unwrap_err();
+    let invalid = Plan::resolve(&spec, &baseline(), &Image::debian(), &host, &NoFiles).unwrap_err();
     let steps: Vec<&str> = invalid.refusals.iter().map(|refusal| refusal.step).collect();
-    assert_eq!(
-        steps,
-        ["capabilities", "namespaces", "namespaces", "mounts", "devices", "sysctls", "hooks"]
-    );
+    assert_eq!(steps, ["capabilities", "namespaces", "namespaces", "mounts", "devices", "sysctls"]);
     assert!(invalid.refusals.iter().all(|refusal| !refusal.fix.is_empty()));
 }
 
@@ -225,15 +232,16 @@ fn what_cannot_be_confined_is_refused_with_every_reason() {
 fn no_landlock_no_start_unless_the_operator_wrote_so() {
     let mut host = host();
     host.landlock_abi = 0;
-    assert!(Plan::resolve(&spec(|_| {}), &baseline(), &Image::debian(), &host).is_err());
+    assert!(Plan::resolve(&spec(|_| {}), &baseline(), &Image::debian(), &host, &NoFiles).is_err());
     let mut policy = baseline();
     policy.landlock = LandlockMode::BestEffort;
-    assert!(Plan::resolve(&spec(|_| {}), &policy, &Image::debian(), &host).is_ok());
+    assert!(Plan::resolve(&spec(|_| {}), &policy, &Image::debian(), &host, &NoFiles).is_ok());
 }
 
 #[test]
 fn exec_gets_no_more_than_init() {
-    let plan = Plan::resolve(&spec(|_| {}), &baseline(), &Image::debian(), &host()).unwrap();
+    let plan =
+        Plan::resolve(&spec(|_| {}), &baseline(), &Image::debian(), &host(), &NoFiles).unwrap();
     let process: Process = serde_json::from_value(serde_json::json!({
         "cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0, "additionalGids": [0]},
         "env": ["LD_PRELOAD=x"], "noNewPrivileges": false,
@@ -252,7 +260,8 @@ fn exec_gets_no_more_than_init() {
 
 #[test]
 fn a_stored_plan_reads_back() {
-    let plan = Plan::resolve(&spec(|_| {}), &baseline(), &Image::debian(), &host()).unwrap();
+    let plan =
+        Plan::resolve(&spec(|_| {}), &baseline(), &Image::debian(), &host(), &NoFiles).unwrap();
     let text = serde_json::to_string(&plan).unwrap();
     assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
 }
@@ -289,7 +298,7 @@ fn held(spec: &Spec) -> Vec<String> {
 fn an_entry_point_steps_down_from_root_and_exec_never_is_root() {
     let policy = policy("{capabilities: {profile: step-down, identities: [gateway, 1234]}}");
     let spec = with_capabilities(&ENGINE);
-    let plan = Plan::resolve(&spec, &policy, &step_down_image(), &host()).unwrap();
+    let plan = Plan::resolve(&spec, &policy, &step_down_image(), &host(), &NoFiles).unwrap();
     assert!(plan.step_down && plan.filter.root_possible);
     assert_eq!(plan.filter.identities, Some(vec![0, 996, 997, 998, 1234]));
     let init = harden(spec.clone(), &plan, "/r", "/c", false);
@@ -304,16 +313,21 @@ fn an_entry_point_steps_down_from_root_and_exec_never_is_root() {
 #[test]
 fn a_step_down_the_engine_forbids_or_that_names_a_stranger_is_refused() {
     let stepping = policy("{capabilities: {profile: step-down, identities: [nobody-here]}}");
-    let error =
-        Plan::resolve(&with_capabilities(&ENGINE[..3]), &stepping, &step_down_image(), &host())
-            .unwrap_err()
-            .to_string();
+    let error = Plan::resolve(
+        &with_capabilities(&ENGINE[..3]),
+        &stepping,
+        &step_down_image(),
+        &host(),
+        &NoFiles,
+    )
+    .unwrap_err()
+    .to_string();
     assert!(error.contains("FOWNER, KILL"), "{error}");
     assert!(error.contains("nobody-here"), "{error}");
     let mut user = with_capabilities(&ENGINE[..1]);
     user.process_mut().as_mut().unwrap().user_mut().set_uid(1000);
     let stepping = policy("{capabilities: {profile: step-down}}");
-    let plan = Plan::resolve(&user, &stepping, &step_down_image(), &host()).unwrap();
+    let plan = Plan::resolve(&user, &stepping, &step_down_image(), &host(), &NoFiles).unwrap();
     assert!(!plan.step_down, "an image with a user of its own steps down from nothing");
 }
 
@@ -321,7 +335,7 @@ fn a_step_down_the_engine_forbids_or_that_names_a_stranger_is_refused() {
 fn capabilities_are_kept_only_where_policy_and_engine_agree() {
     let keeping = policy("{capabilities: {keep: [CAP_NET_BIND_SERVICE, SETUID, SYS_NICE]}}");
     let spec = with_capabilities(&["CAP_SYS_NICE", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW"]);
-    let plan = Plan::resolve(&spec, &keeping, &Image::debian(), &host()).unwrap();
+    let plan = Plan::resolve(&spec, &keeping, &Image::debian(), &host(), &NoFiles).unwrap();
     assert_eq!(plan.capabilities, ["NET_BIND_SERVICE", "SYS_NICE"]);
     assert!(!plan.filter.root_possible);
     let init = harden(spec.clone(), &plan, "/r", "/c", false);
@@ -342,7 +356,8 @@ fn system_only_leaves_no_writable_place_executable() {
             {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs"},
         ]);
     });
-    let plan = Plan::resolve(&spec, &policy("{exec: system-only}"), &Image::debian(), &host());
+    let plan =
+        Plan::resolve(&spec, &policy("{exec: system-only}"), &Image::debian(), &host(), &NoFiles);
     let plan = plan.unwrap();
     assert!(plan.landlock.system_only && plan.filter.system_only);
     for path in ["/tmp", "/var/tmp", "/sandbox"] {
@@ -363,11 +378,12 @@ fn a_device_is_given_when_the_policy_names_the_same_one_of_the_host() {
         json["linux"]["devices"] =
             serde_json::json!([{"path": "/dev/x", "type": "c", "major": 10, "minor": 229}]);
     };
-    let refused = Plan::resolve(&spec(fuse), &baseline(), &Image::debian(), &host()).unwrap_err();
+    let refused =
+        Plan::resolve(&spec(fuse), &baseline(), &Image::debian(), &host(), &NoFiles).unwrap_err();
     assert!(refused.to_string().contains("/dev/x"), "{refused}");
     let device = DeviceFact { block: false, major: 10, minor: 229 };
     let named = HostFacts { devices: vec![device], ..host() };
-    let plan = Plan::resolve(&spec(fuse), &baseline(), &Image::debian(), &named).unwrap();
+    let plan = Plan::resolve(&spec(fuse), &baseline(), &Image::debian(), &named, &NoFiles).unwrap();
     assert!(plan.landlock.read_write.iter().any(|path| path == "/dev/x"));
 }
 
@@ -377,10 +393,54 @@ fn the_engine_may_lower_the_process_limit_and_raise_it_to_the_policy_s_most() {
         spec(|json| json["linux"]["resources"] = serde_json::json!({"pids": {"limit": limit}}))
     };
     let pids = |limit: i64, text: &str| {
-        Plan::resolve(&asking(limit), &policy(text), &Image::debian(), &host()).unwrap().pids
+        Plan::resolve(&asking(limit), &policy(text), &Image::debian(), &host(), &NoFiles)
+            .unwrap()
+            .pids
     };
     assert_eq!(pids(100, "{}"), 100);
     assert_eq!(pids(4000, "{}"), 512);
     assert_eq!(pids(4000, "{resources: {pids_max: 1024}}"), 1024);
     assert_eq!(pids(0, "{resources: {pids_max: 1024}}"), 512);
+}
+
+#[test]
+fn start_container_hooks_are_ours_to_run() {
+    let spec = spec(|json| {
+        json["hooks"] = serde_json::json!({
+            "startContainer": [{"path": "/x"}], "poststop": [{"path": "/y"}]
+        });
+    });
+    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host(), &NoFiles).unwrap();
+    assert_eq!(plan.start_hooks.len(), 1);
+    let hooks = harden(spec, &plan, "/r", "/c", false).hooks().clone().unwrap();
+    assert!(hooks.start_container().is_none());
+    assert_eq!(hooks.poststop().as_ref().unwrap().len(), 1);
+}
+
+#[test]
+fn files_of_the_engine_are_mounted_read_only() {
+    let spec = spec(|json| {
+        json["mounts"] = serde_json::json!([
+            {"destination": "/etc/hosts", "type": "bind", "source": "/x", "options": ["rbind", "rw"]}
+        ]);
+    });
+    let plan = Plan::resolve(&spec, &baseline(), &Image::debian(), &host(), &NoFiles).unwrap();
+    let mounts = harden(spec, &plan, "/r", "/c", false).mounts().clone().unwrap();
+    let options = mounts[0].options().clone().unwrap();
+    assert!(options.iter().any(|option| option == "ro") && !options.iter().any(|o| o == "rw"));
+}
+
+#[test]
+fn a_landlock_that_cannot_do_what_the_plan_means_is_refused() {
+    for (abi, fine) in [(1, false), (2, false), (3, false), (4, false), (5, true), (7, true)] {
+        let host = HostFacts { landlock_abi: abi, ..host() };
+        let resolve = |policy: &Policy| {
+            Plan::resolve(&spec(|_| {}), policy, &Image::debian(), &host, &NoFiles)
+        };
+        assert_eq!(resolve(&baseline()).is_ok(), fine, "ABI {abi}");
+        assert_eq!(resolve(&policy("{isolate_exec: true}")).is_ok(), abi >= 6, "ABI {abi}");
+        let mut accepting = baseline();
+        accepting.landlock = LandlockMode::BestEffort;
+        assert!(resolve(&accepting).is_ok(), "ABI {abi}");
+    }
 }

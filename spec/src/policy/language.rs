@@ -474,8 +474,8 @@ static NEMOCLAW: Section = Section {
         key("secrets", Kind::Section(&SECRETS), "{action: report}", "Watches files for keys and tokens.", "secrets: {watch: [/sandbox/memory], action: quarantine}", "on").hot().later(),
         key("shields", Kind::Section(&SHIELDS), "none", "Directories that can be locked while the sandbox runs.", "shields: {paths: [/sandbox/.config], state: up}", "up").later(),
         key("images", Kind::Section(&IMAGES), "any image", "Images by digest.", "images: {digests: ['sha256:0000000000000000000000000000000000000000000000000000000000000000']}", "[a]").later(),
-        key("integrity", List(&Kind::Section(&INTEGRITY)), "[]", "Files whose content must be this at the start.", "integrity: [{path: /app/config.json, sha256: '0000000000000000000000000000000000000000000000000000000000000000'}]", "[a]").later(),
-        key("assertions", List(&Kind::Section(&ASSERTION)), "[]", "Values that configuration files must hold at the start.", "assertions: [{file: /sandbox/app.json, path: gateway.auth, equals: 'on'}]", "[a]").later(),
+        key("integrity", List(&Kind::Section(&INTEGRITY)), "[]", "Files whose content must be this at the start.", "integrity: [{path: /app/config.json, sha256: '0000000000000000000000000000000000000000000000000000000000000000'}]", "[a]"),
+        key("assertions", List(&Kind::Section(&ASSERTION)), "[]", "Values that configuration files must hold at the start.", "assertions: [{file: /sandbox/app.json, path: gateway.auth, equals: 'on'}]", "[a]"),
         key("private_modes", List(&Text), "[]", "Files and directories that are kept at modes 600 and 700.", "private_modes: [/sandbox/.config]", "[config]").later(),
         key("checks", Kind::Section(&CHECKS), "{uninspected_http: advice}", "How strict the policy is with itself.", "checks: {uninspected_http: error}", "strict"),
     ],
@@ -867,8 +867,8 @@ static INTEGRITY: Section = Section {
     about: "A file whose content must be this at the start.",
     frame: "version: 1, nemoclaw: {integrity: [{@}]}",
     fields: &[
-        key("path", Text, "required", "The file.", "path: /app/a, sha256: '0000000000000000000000000000000000000000000000000000000000000000'", "a").later().required(),
-        key("sha256", Text, "required", "Its digest, 64 hexadecimal digits.", "path: /app/a, sha256: '0000000000000000000000000000000000000000000000000000000000000000'", "abc").later().required(),
+        key("path", Text, "required", "The file.", "path: /app/a, sha256: '0000000000000000000000000000000000000000000000000000000000000000'", "a").required(),
+        key("sha256", Text, "required", "Its digest, 64 hexadecimal digits.", "path: /app/a, sha256: '0000000000000000000000000000000000000000000000000000000000000000'", "abc").required(),
     ],
 };
 
@@ -885,7 +885,6 @@ static ASSERTION: Section = Section {
             "file: /sandbox/app.json, path: a.b, equals: true",
             "app.json",
         )
-        .later()
         .required(),
         key(
             "path",
@@ -895,7 +894,6 @@ static ASSERTION: Section = Section {
             "file: /sandbox/app.json, path: a.b, equals: true",
             "[a]",
         )
-        .later()
         .required(),
         key(
             "equals",
@@ -905,7 +903,6 @@ static ASSERTION: Section = Section {
             "file: /sandbox/app.json, path: a.b, equals: true",
             "",
         )
-        .later()
         .required(),
         key(
             "otherwise",
@@ -914,8 +911,7 @@ static ASSERTION: Section = Section {
             "What happens where it is not.",
             "file: /sandbox/app.json, path: a.b, equals: true, otherwise: warn",
             "ignore",
-        )
-        .later(),
+        ),
     ],
 };
 

@@ -93,6 +93,11 @@ pub struct Options {
     pub isolate_exec: bool,
     /// Devices of the host beyond the standard set.
     pub devices: Vec<String>,
+    /// Files and the SHA-256 digests, in lower-case hexadecimal, that they must
+    /// have at the start.
+    pub integrity: Vec<(String, String)>,
+    /// Values that JSON files must hold at the start.
+    pub assertions: Vec<Assertion>,
     /// The most processes the engine may ask for; the limit itself by default.
     pub pids_max: i64,
     /// Whether an HTTP endpoint without inspection is an error.
@@ -106,6 +111,19 @@ impl Default for Options {
     fn default() -> Self {
         Self::of(Map::new())
     }
+}
+
+/// A value that a JSON file must hold at the start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assertion {
+    /// The file, as the container sees it.
+    pub file: String,
+    /// The value's keys, with dots between them.
+    pub path: String,
+    /// What it must be.
+    pub equals: Json,
+    /// Whether the container starts all the same, with a warning.
+    pub warn: bool,
 }
 
 /// What to do with a request that goes beyond the policy.
@@ -136,6 +154,7 @@ impl Options {
                 })
                 .collect()
         };
+        let list = |key: &str| at(key).and_then(Json::as_array).into_iter().flatten();
         let relaxed = words("seccomp.allow");
         let pids = at("resources.pids").and_then(Json::as_i64).unwrap_or(512);
         Self {
@@ -154,6 +173,23 @@ impl Options {
             system_only: at("exec").and_then(Json::as_str) == Some("system-only"),
             isolate_exec: at("isolate_exec").and_then(Json::as_bool).unwrap_or(false),
             devices: words("devices"),
+            integrity: list("integrity")
+                .filter_map(|entry| {
+                    let text = |key: &str| entry.get(key)?.as_str();
+                    Some((text("path")?.to_owned(), text("sha256")?.to_ascii_lowercase()))
+                })
+                .collect(),
+            assertions: list("assertions")
+                .filter_map(|entry| {
+                    let text = |key: &str| entry.get(key)?.as_str();
+                    Some(Assertion {
+                        file: text("file")?.to_owned(),
+                        path: text("path")?.to_owned(),
+                        equals: entry.get("equals")?.clone(),
+                        warn: text("otherwise") == Some("warn"),
+                    })
+                })
+                .collect(),
             open_files: at("resources.open_files").and_then(Json::as_u64).unwrap_or(65_536),
             allow_root: at("allow_root").and_then(Json::as_bool).unwrap_or(false),
             excess: match at("capabilities.excess").and_then(Json::as_str) {

@@ -1,0 +1,170 @@
+//! What files must hold when a container starts: digests and values.
+
+use serde_json::Value as Json;
+
+use super::Refusals;
+use crate::policy::{Assertion, Options};
+
+/// A file of the container, as its processes will see it: in the image, or in
+/// what is mounted over it. Never follows a link out of either, and bounds what
+/// it reads: every byte is hostile.
+pub trait ContentView {
+    /// The whole file, or why it cannot be read.
+    ///
+    /// # Errors
+    /// A sentence without its end.
+    fn content(&self, path: &str) -> Result<Vec<u8>, String>;
+    /// SHA-256 of the bytes, in lower-case hexadecimal.
+    fn sha256(&self, bytes: &[u8]) -> String;
+}
+
+pub(super) fn check(
+    options: &Options,
+    view: &dyn ContentView,
+    refusals: &mut Refusals,
+    notes: &mut Vec<String>,
+) {
+    for (path, wanted) in &options.integrity {
+        let why = match view.content(path) {
+            Ok(bytes) if view.sha256(&bytes) == *wanted => continue,
+            Ok(bytes) => format!("has the digest {}, not {wanted}", view.sha256(&bytes)),
+            Err(why) => why,
+        };
+        refusals.add(
+            "integrity",
+            format!("`{}` {why}", path.escape_debug()),
+            "restore the file, or write its new digest in the policy",
+        );
+    }
+    for assertion in &options.assertions {
+        let Some(why) = fails(assertion, view) else { continue };
+        let text = format!("`{}` {why}", assertion.file.escape_debug());
+        if assertion.warn {
+            notes.push(format!("assertion: {text}"));
+        } else {
+            refusals.add(
+                "assertion",
+                text,
+                "correct the file, or write `otherwise: warn` in the policy",
+            );
+        }
+    }
+}
+
+/// Why an assertion does not hold. Values of the file are never repeated: they
+/// may be secrets.
+fn fails(assertion: &Assertion, view: &dyn ContentView) -> Option<String> {
+    let bytes = match view.content(&assertion.file) {
+        Ok(bytes) => bytes,
+        Err(why) => return Some(why),
+    };
+    let Ok(mut value) = serde_json::from_slice::<Json>(&bytes) else {
+        return Some("is not JSON".to_owned());
+    };
+    for key in assertion.path.split('.') {
+        let next = match &mut value {
+            Json::Object(map) => map.remove(key),
+            Json::Array(list) => {
+                let index = key.parse::<usize>().ok().filter(|index| *index < list.len());
+                index.map(|index| list.swap_remove(index))
+            }
+            _ => None,
+        };
+        match next {
+            Some(next) => value = next,
+            None => return Some(format!("does not say `{}`", assertion.path.escape_debug())),
+        }
+    }
+    (!same(&value, &assertion.equals)).then(|| {
+        format!(
+            "says something else at `{}` than {}",
+            assertion.path.escape_debug(),
+            assertion.equals
+        )
+    })
+}
+
+/// YAML writes 1 where JSON may have 1.0.
+fn same(a: &Json, b: &Json) -> bool {
+    a == b || a.as_f64().is_some_and(|a| b.as_f64() == Some(a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    struct Files;
+
+    impl ContentView for Files {
+        fn content(&self, path: &str) -> Result<Vec<u8>, String> {
+            match path {
+                "/app/c.json" => {
+                    Ok(br#"{"gateway":{"auth":true,"origins":["a","b"],"n":1.0}}"#.to_vec())
+                }
+                "/app/text" => Ok(b"text".to_vec()),
+                _ => Err("is not there".to_owned()),
+            }
+        }
+        fn sha256(&self, bytes: &[u8]) -> String {
+            format!("{:0>64}", bytes.len())
+        }
+    }
+
+    fn checked(nemoclaw: &str) -> (Vec<String>, Vec<String>) {
+        let text = format!("version: 1\nnemoclaw: {nemoclaw}\n");
+        let policy = Policy::parse(&text, "test").unwrap();
+        assert!(policy.unenforced.0.is_empty(), "{:?}", policy.unenforced);
+        let (mut refusals, mut notes) = (Refusals::default(), Vec::new());
+        check(&policy.options, &Files, &mut refusals, &mut notes);
+        (refusals.0.iter().map(ToString::to_string).collect(), notes)
+    }
+
+    fn assertion(path: &str, equals: &str) -> usize {
+        let (refused, notes) = checked(&format!(
+            "{{assertions: [{{file: /app/c.json, path: {path}, equals: {equals}}}]}}"
+        ));
+        assert!(notes.is_empty());
+        refused.len()
+    }
+
+    #[test]
+    fn a_value_that_is_not_as_asserted_stops_the_start() {
+        assert_eq!(assertion("gateway.auth", "true"), 0);
+        assert_eq!(assertion("gateway.n", "1"), 0);
+        assert_eq!(assertion("gateway.origins.1", "b"), 0);
+        assert_eq!(assertion("gateway.origins", "[a, b]"), 0);
+        for (path, equals) in [
+            ("gateway.auth", "false"),
+            ("gateway.auth", "'true'"),
+            ("gateway.origins.2", "b"),
+            ("gateway.missing", "true"),
+            ("gateway.auth.deeper", "true"),
+        ] {
+            assert_eq!(assertion(path, equals), 1, "{path} {equals}");
+        }
+        let (refused, _) = checked("{assertions: [{file: /app/text, path: a, equals: 1}]}");
+        assert!(refused[0].contains("is not JSON"), "{refused:?}");
+        let (refused, _) = checked("{assertions: [{file: /none, path: a, equals: 1}]}");
+        assert!(refused[0].contains("is not there"), "{refused:?}");
+    }
+
+    #[test]
+    fn a_warning_lets_the_container_start_and_repeats_no_value() {
+        let (refused, notes) = checked(
+            "{assertions: [{file: /app/c.json, path: gateway.origins, equals: x, otherwise: warn}]}",
+        );
+        assert!(refused.is_empty());
+        assert!(notes[0].contains("gateway.origins") && !notes[0].contains("\"a\""), "{notes:?}");
+    }
+
+    #[test]
+    fn a_file_must_have_the_digest_that_policy_names() {
+        let with = |path: &str, digest: u32| {
+            checked(&format!("{{integrity: [{{path: {path}, sha256: '{digest:0>64}'}}]}}")).0
+        };
+        assert_eq!(with("/app/text", 4), Vec::<String>::new());
+        assert!(with("/app/text", 5)[0].contains("not 0"), "{:?}", with("/app/text", 5));
+        assert!(with("/none", 4)[0].contains("is not there"));
+    }
+}
