@@ -1,5 +1,6 @@
 //! What must not work from inside, each trial named by the attack.
 
+mod attempts;
 mod privileges;
 mod verify;
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         ("workspace_files_stay_the_person_s", workspace),
         ("injected_variables_do_not_reach_a_process", injected),
     ];
+    trials.extend(attempts::TRIALS);
     trials.extend(privileges::TRIALS);
     trials.extend(verify::TRIALS);
     run_as_root(trials)
