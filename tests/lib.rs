@@ -3,6 +3,8 @@
 
 #![expect(clippy::missing_errors_doc, reason = "an error is a failed trial, which says why")]
 
+pub mod engine;
+
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
