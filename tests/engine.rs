@@ -148,8 +148,11 @@ impl Drop for Running {
                 self.engine.inside(&["ctr", "t", "rm", "-f", &self.name]);
                 self.engine.inside(&["ctr", "c", "rm", &self.name]);
             }
-            other => {
-                other.inside(&[other.client(), "rm", "-f", &self.name]);
+            Engine::Podman5 => {
+                self.engine.inside(&["podman", "rm", "-f", "-t", "0", &self.name]);
+            }
+            Engine::Docker20 | Engine::Docker26 => {
+                self.engine.inside(&["docker", "rm", "-f", &self.name]);
             }
         }
     }
