@@ -24,6 +24,7 @@ docker_config() {
   "exec-opts": ["native.cgroupdriver=cgroupfs"],
   "runtimes": {
     "nemoclaw": {"path": "$NEMOCLAW_DIST/nemoclaw"},
+    "nemoclaw-weak": {"path": "$NEMOCLAW_WORK/weak/nemoclaw"},
     "nemoclaw-observe": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "observe"]},
     "nemoclaw-test": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
 $(for_policies docker_runtime)

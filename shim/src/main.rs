@@ -25,6 +25,7 @@ mod store;
 #[expect(unsafe_code, reason = "system calls that no library wraps; the only unsafe code here")]
 mod sys;
 mod verify;
+mod weaken;
 
 use std::process::ExitCode;
 

@@ -76,7 +76,12 @@ fn find(root: &Path, id: &str) -> Result<Entry> {
             Ok(Entry { container: root.join(&id), directory, id })
         }
         (Some(_), false) => bail!("several containers' ids begin with `{id}`; write more of it"),
-        (None, _) => bail!("container {id} does not exist"),
+        (None, _) if !rustix::process::geteuid().is_root() => {
+            bail!("cannot look for containers: run it as root")
+        }
+        (None, _) => bail!(
+            "container {id} does not exist: it has ended, or is not nemoclaw's; write an id of `docker ps`"
+        ),
     }
 }
 

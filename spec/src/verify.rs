@@ -277,11 +277,11 @@ fn identity(plan: &Plan, process: &Process, add: &mut impl FnMut(&'static str, S
     if ids.clone().any(|id| (WORKER_UID_BASE..WORKER_UID_END).contains(id)) {
         add("user", "it has the identity of a proxy".to_owned());
     }
-    if let (Some(known), false) =
-        (&plan.filter.identities, process.uids.iter().all(|uid| *uid == plan.identity.uid))
-        && let Some(stranger) = process.uids.iter().find(|uid| !known.contains(uid))
+    // seccomp cannot read the list that setgroups(2) is given.
+    if let Some(known) = &plan.filter.identities
+        && let Some(stranger) = process.groups.iter().find(|gid| !known.contains(gid))
     {
-        add("user", format!("it runs as {stranger}, whom the plan does not name"));
+        add("user", format!("it is in the group {stranger}, which the plan does not name"));
     }
 }
 
@@ -450,8 +450,7 @@ mod tests {
         assert_eq!(compare(&plan, &observed).len(), 1);
         observed.processes[0].uids = [0; 4];
         assert_eq!(compare(&plan, &observed), []);
-        observed.processes[0].uids = [5; 4];
-        observed.processes[0].capabilities.clear();
+        observed.processes[0].groups = vec![42];
         assert_eq!(compare(&plan, &observed)[0].control, "user");
     }
 

@@ -4,6 +4,7 @@ mod attempts;
 mod layouts;
 mod privileges;
 mod verify;
+mod weakened;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     trials.extend(layouts::TRIALS);
     trials.extend(privileges::TRIALS);
     trials.extend(verify::TRIALS);
+    trials.extend(weakened::TRIALS);
     run_as_root(trials)
 }
 
@@ -274,7 +276,10 @@ fn refused_at_start() -> Outcome {
         (vec!["--uts", "host"], "refused: namespaces: the container would share the host's uts"),
         (vec!["--privileged"], "refused: capabilities: the container asks for all capabilities"),
         (vec!["--cap-add", "NET_ADMIN"], "refused: capabilities: the container asks for NET_ADMIN"),
-        (vec!["--device", "/dev/fuse"], "refused: devices: the device `/dev/fuse`"),
+        (
+            vec!["--device", "/dev/fuse"],
+            "refused: devices: a sandbox does not get the device `/dev/fuse`",
+        ),
         (vec!["--device", "/dev/kmsg:/dev/null2"], "refused: devices"),
         (vec!["--sysctl", "net.ipv4.tcp_fwmark_accept=1"], "refused: sysctls"),
         (vec!["-v", "/run:/x"], "would expose `/run/nemoclaw`"),

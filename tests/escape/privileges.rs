@@ -163,7 +163,7 @@ fn device() -> Outcome {
     let refused = run("nemoclaw", &["--device", "/dev/fuse"], IMAGE, &["true"]);
     contains("refusal", &refused.err, "name the host's device under")?;
     let renamed = run("nemoclaw", &["--device", "/dev/fuse:/dev/null2"], IMAGE, &["true"]);
-    contains("by another name", &renamed.err, "is not one a sandbox gets")?;
+    contains("by another name", &renamed.err, "a sandbox does not get the device")?;
     let given = run(
         "nemoclaw-keep",
         &["--device", "/dev/fuse"],

@@ -195,6 +195,7 @@ fn mounts(spec: &Spec, policy: &Policy, host: &HostFacts, refusals: &mut Refusal
 
 fn devices_and_sysctls(spec: &Spec, host: &HostFacts, refusals: &mut Refusals) {
     let Some(linux) = spec.linux() else { return };
+    let mut refused = Vec::new();
     for device in linux.devices().iter().flatten() {
         let path = device.path().display().to_string();
         let harmless = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U)
@@ -207,12 +208,19 @@ fn devices_and_sysctls(spec: &Spec, host: &HostFacts, refusals: &mut Refusals) {
                 && (known.major, known.minor) == (device.major(), device.minor())
         });
         if !harmless && !named {
-            refusals.add(
-                "devices",
-                format!("the device `{}` is not one a sandbox gets", path.escape_debug()),
-                "start the container without it, or name the host's device under `nemoclaw: {devices: [...]}` in the policy",
-            );
+            refused.push(format!("`{}`", path.escape_debug()));
         }
+    }
+    // --privileged asks for every device of the host.
+    let more = refused.len().saturating_sub(3);
+    refused.truncate(3);
+    if !refused.is_empty() {
+        let further = if more > 0 { format!(" and {more} more") } else { String::new() };
+        refusals.add(
+            "devices",
+            format!("a sandbox does not get the device {}{further}", refused.join(", ")),
+            "start the container without --device and --privileged, or name the host's device under `nemoclaw: {devices: [...]}` in the policy",
+        );
     }
     for name in linux.sysctl().iter().flat_map(std::collections::HashMap::keys) {
         let fine = SYSCTLS.contains(&name.as_str()) || name.starts_with("fs.mqueue.");

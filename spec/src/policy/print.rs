@@ -75,6 +75,7 @@ pub fn settings(policy: &Policy) -> BTreeMap<String, Json> {
     put("process", json!(format!("{:?}:{:?}", policy.process.user, policy.process.group)));
     let options = &policy.options;
     put("nemoclaw.resources.pids", json!(options.pids));
+    put("nemoclaw.resources.pids_max", json!(options.pids_max));
     put("nemoclaw.resources.open_files", json!(options.open_files));
     put("nemoclaw.allow_root", json!(options.allow_root));
     for (key, value) in &options.said {
