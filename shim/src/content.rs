@@ -1,18 +1,24 @@
 //! Files as a container's processes will see them, before it exists: in the
 //! image, or in what the spec mounts over it.
 
+use std::fmt::Write as _;
+use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use nemoclaw_spec::plan::{ContentView, HostFacts};
 use oci_spec::runtime::Spec;
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use crate::image::Image;
+use crate::image::{Image, open_regular};
 
-/// Largest file examined, in bytes; a larger one is refused, never cut.
-const MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// Largest JSON file examined, in bytes; a larger one is refused, never cut: its
+/// tree takes many times as much memory, which no container's limit bounds.
+const MAX_BYTES: u64 = 1024 * 1024;
+/// Largest file digested, in bytes.
+const MAX_DIGESTED: u64 = 1024 * 1024 * 1024;
 
 /// The image and the mounts of one container.
 #[derive(Debug)]
@@ -37,9 +43,8 @@ impl<'a> Contents<'a> {
 
     /// The root to look below, and the path in it.
     fn place(&self, path: &Path) -> Result<(PathBuf, PathBuf), String> {
-        let over =
-            self.mounts.iter().rev().filter(|(destination, _)| path.starts_with(destination));
-        match over.max_by_key(|(destination, _)| destination.components().count()) {
+        // The last mount that covers the path hides those before it.
+        match self.mounts.iter().rev().find(|(destination, _)| path.starts_with(destination)) {
             None => Ok((self.image.path().to_owned(), path.to_owned())),
             Some((_, None)) => Err("is in a file system that is empty at the start".to_owned()),
             Some((destination, Some(source))) => {
@@ -54,44 +59,64 @@ impl<'a> Contents<'a> {
     }
 }
 
-impl ContentView for Contents<'_> {
-    fn content(&self, path: &str) -> Result<Vec<u8>, String> {
+impl Contents<'_> {
+    /// Opens a regular file as the container will see it.
+    fn open(&self, path: &str) -> Result<File, String> {
         let (root, path) = self.place(Path::new(path))?;
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&root, directory, Mode::empty())
             .map_err(|error| format!("cannot be looked for: {error}"))?;
         let relative = path.strip_prefix("/").unwrap_or(&path);
-        // SECURITY: NONBLOCK, because a named pipe must not hold the runtime.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let file = openat2(&root, relative, flags, Mode::empty(), resolve).map_err(|error| {
-            if error == rustix::io::Errno::NOENT {
-                "is not there".to_owned()
-            } else {
-                format!("cannot be read: {error}")
-            }
-        })?;
-        let stat = fstat(&file).map_err(|error| format!("cannot be examined: {error}"))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err("is no regular file".to_owned());
-        }
+        // SECURITY: the container would follow a link across mounts, where this
+        // look cannot go: another file would be examined than the one it reads.
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let found =
+            openat2(&root, relative, flags, Mode::empty(), resolve).map_err(
+                |error| match error {
+                    Errno::NOENT => "is not there".to_owned(),
+                    Errno::LOOP => "is reached by a symbolic link; name the real path".to_owned(),
+                    other => format!("cannot be read: {other}"),
+                },
+            )?;
+        open_regular(&found)
+            .map_err(|error| format!("cannot be read: {error}"))?
+            .ok_or_else(|| "is no regular file".to_owned())
+    }
+}
+
+impl ContentView for Contents<'_> {
+    fn content(&self, path: &str) -> Result<Vec<u8>, String> {
         let mut bytes = Vec::new();
-        std::fs::File::from(file)
+        self.open(path)?
             .take(MAX_BYTES + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| format!("cannot be read: {error}"))?;
         if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BYTES {
-            return Err("is larger than 64 MiB".to_owned());
+            return Err("is larger than 1 MiB".to_owned());
         }
         Ok(bytes)
     }
 
-    fn sha256(&self, bytes: &[u8]) -> String {
-        use std::fmt::Write as _;
-        Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
+    fn sha256(&self, path: &str) -> Result<String, String> {
+        let mut file = self.open(path)?.take(MAX_DIGESTED + 1);
+        let mut digest = Sha256::new();
+        let mut buffer = vec![0; 64 * 1024];
+        let mut read = 0;
+        loop {
+            let length =
+                file.read(&mut buffer).map_err(|error| format!("cannot be read: {error}"))?;
+            let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+            digest.update(bytes);
+            read += length as u64;
+        }
+        if read > MAX_DIGESTED {
+            return Err("is larger than 1 GiB".to_owned());
+        }
+        Ok(digest.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
             let _infallible = write!(text, "{byte:02x}");
             text
-        })
+        }))
     }
 }
 
@@ -122,13 +147,19 @@ mod tests {
         assert_eq!(text("/app/a").unwrap(), "image");
         assert_eq!(text("/data/a").unwrap(), "mounted");
         assert_eq!(text("/etc/one").unwrap(), "mounted");
-        assert_eq!(text("/data/link").unwrap_err(), "is not there");
+        assert!(text("/data/link").unwrap_err().contains("symbolic link"));
         assert!(text("/scratch/a").unwrap_err().contains("empty"));
         assert_eq!(text("/data").unwrap_err(), "is no regular file");
+        std::fs::write(source.join("abc"), "abc").unwrap();
         assert_eq!(
-            contents.sha256(b"abc"),
+            contents.sha256("/data/abc").unwrap(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
+        let over = Contents {
+            image: &image,
+            mounts: vec![(PathBuf::from("/data/x"), Some(source)), (PathBuf::from("/data"), None)],
+        };
+        assert!(over.content("/data/x/a").unwrap_err().contains("empty"));
         std::fs::remove_dir_all(&temporary).unwrap();
     }
 }

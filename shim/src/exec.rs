@@ -169,7 +169,11 @@ impl Child<'_> {
         let outcomes = serde_json::Deserializer::from_str(&text).into_iter::<Outcome>();
         let error = match outcomes.last() {
             Some(Ok(Outcome { error: None, landlock, .. })) => {
-                self.record(pid, landlock)?;
+                if let Err(error) = self.record(pid, landlock) {
+                    let _killed = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+                    let _reaped = waitpid(Pid::from_raw(pid), None);
+                    return Err(error);
+                }
                 return Ok(pid);
             }
             Some(Ok(Outcome { error: Some(message), code, .. })) => {

@@ -97,6 +97,20 @@ impl Image {
     }
 }
 
+/// Opens for reading what an `O_PATH` descriptor names, if it is a regular file.
+///
+/// SECURITY: opening a device node acts already (a watchdog starts, a tape
+/// rewinds), and opening a named pipe waits: what it is has to be known before.
+///
+/// # Errors
+/// When it cannot be examined or opened.
+pub(crate) fn open_regular(found: &OwnedFd) -> std::io::Result<Option<std::fs::File>> {
+    if FileType::from_raw_mode(fstat(found)?.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    std::fs::File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map(Some)
+}
+
 impl ImageView for Image {
     fn look(&self, path: &str) -> Option<PathFact> {
         let found = self.find(path, OFlags::PATH).ok()?;
@@ -114,13 +128,9 @@ impl ImageView for Image {
     }
 
     fn read(&self, path: &str) -> Option<String> {
-        // NONBLOCK: a named pipe must not hold the runtime.
-        let found = self.find(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).ok()?;
-        if FileType::from_raw_mode(fstat(&found).ok()?.st_mode) != FileType::RegularFile {
-            return None;
-        }
+        let found = open_regular(&self.find(path, OFlags::PATH).ok()?).ok().flatten()?;
         let mut bytes = Vec::new();
-        std::fs::File::from(found).take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
+        found.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 

@@ -94,10 +94,10 @@ pub(crate) fn execute(
     args: &[String],
     env: &[CString],
 ) -> CodedError {
-    crate::sys::restore_sigpipe();
     if let Err(error) = filters.install().and_then(|()| hooks::run(hooks, id)) {
         return error;
     }
+    crate::sys::restore_sigpipe();
     let args: Vec<CString> =
         args.iter().filter_map(|arg| CString::new(arg.as_str()).ok()).collect();
     match nix::unistd::execve(program, &args, env) {

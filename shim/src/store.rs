@@ -155,7 +155,11 @@ impl Entry {
     }
 
     pub(crate) fn plan(&self) -> Result<Plan> {
-        let plan: Plan = read_json(&self.directory.join("plan.json"))?;
+        let mut plan: Plan = read_json(&self.directory.join("plan.json"))?;
+        if plan.version < 2 {
+            // Older plans did not say it.
+            plan.filter.root_possible = plan.allow_root || plan.identity.uid == 0;
+        }
         if plan.version > nemoclaw_spec::plan::VERSION {
             bail!("the container was created by a newer nemoclaw (plan version {})", plan.version);
         }
@@ -164,7 +168,15 @@ impl Entry {
 
     /// Records a process whose executor proved that Landlock holds it.
     pub(crate) fn add_executor(&self, executor: &Executor) -> Result<()> {
+        const COMPACTED_FROM: u64 = 64 * 1024;
         let path = self.directory.join("executors.jsonl");
+        if fs::metadata(&path).is_ok_and(|metadata| metadata.len() > COMPACTED_FROM) {
+            let alive = self.executors().into_iter();
+            let alive = alive.filter(|known| start_time(known.pid) == Some(known.start_time));
+            let lines: Result<Vec<String>, _> =
+                alive.map(|known| serde_json::to_string(&known).map(|line| line + "\n")).collect();
+            write_file(&path, lines?.concat().as_bytes())?;
+        }
         let mut line = serde_json::to_vec(executor)?;
         line.push(b'\n');
         // One write of less than a page: lines of several runtimes do not mix.

@@ -92,8 +92,9 @@ fn observe(entry: &Entry, record: &Record, plan: &Plan) -> Result<Observed> {
     let mut processes = Vec::new();
     for pid in members(init, &group) {
         // A process may end while it is looked at.
-        if let Some(process) = process(pid, init, &group, &executors) {
-            processes.push(process);
+        let landlock = lineage(pid, &executors);
+        for task in tasks(pid) {
+            processes.extend(process(pid, task, init, &group, landlock));
         }
     }
     let path = format!("/proc/{init}/mountinfo");
@@ -126,7 +127,8 @@ fn members(init: i32, group: &str) -> Vec<i32> {
     let mut pids: Vec<i32> = entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid: &i32| {
-            let shares = wanted.is_some() && namespace(&pid.to_string(), "mnt") == wanted;
+            let shares = wanted.is_some()
+                && tasks(*pid).iter().any(|task| namespace(&task.to_string(), "mnt") == wanted);
             // The runtime itself enters for a moment to prepare an exec.
             shares || cgroups::of(*pid, "pids").is_some_and(|own| below(&own, group))
         })
@@ -163,17 +165,28 @@ fn executors(entry: &Entry) -> HashMap<i32, u64> {
         .collect()
 }
 
-fn process(pid: i32, init: i32, group: &str, executors: &HashMap<i32, u64>) -> Option<Process> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+/// Threads of a process: each has credentials, filters and namespaces of its own,
+/// and lives on when the first of them has ended.
+fn tasks(pid: i32) -> Vec<i32> {
+    fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+fn process(pid: i32, task: i32, init: i32, group: &str, landlock: Landlock) -> Option<Process> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{task}/status")).ok()?;
     let field = |name: &str| {
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     };
-    // A zombie has no privileges left to compare.
+    // An ended thread has no privileges left to compare.
     if field("State").is_some_and(|state| state.starts_with(['Z', 'X'])) {
         return None;
     }
-    let uid_map = id_map(pid, "uid_map");
-    let gid_map = id_map(pid, "gid_map");
+    let uid_map = id_map(task, "uid_map");
+    let gid_map = id_map(task, "gid_map");
     let ids = |name: &str, map: &[(u32, u32, u32)]| -> Option<Vec<u32>> {
         let ids = field(name)?.split_whitespace();
         Some(ids.filter_map(|id| id.parse().ok()).map(|id| inside(id, map)).collect())
@@ -185,7 +198,7 @@ fn process(pid: i32, init: i32, group: &str, executors: &HashMap<i32, u64>) -> O
         ("Bnd", "CapBnd"),
         ("Amb", "CapAmb"),
     ];
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let limits = fs::read_to_string(format!("/proc/{pid}/task/{task}/limits")).ok()?;
     let hard = |name: &str| -> Option<u64> {
         let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().nth(1)?.parse().ok()
@@ -205,10 +218,10 @@ fn process(pid: i32, init: i32, group: &str, executors: &HashMap<i32, u64>) -> O
         limits: [hard("Max open files"), hard("Max core file size")],
         other_namespaces: NAMESPACES
             .into_iter()
-            .filter(|name| namespace(&pid.to_string(), name) != namespace(&init.to_string(), name))
+            .filter(|name| namespace(&task.to_string(), name) != namespace(&init.to_string(), name))
             .collect(),
-        in_cgroup: cgroups::of(pid, "pids").is_some_and(|own| below(&own, group)),
-        landlock: lineage(pid, executors),
+        in_cgroup: cgroups::of(task, "pids").is_some_and(|own| below(&own, group)),
+        landlock,
     })
 }
 

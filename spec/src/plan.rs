@@ -127,13 +127,17 @@ pub struct Plan {
     /// and exec are mapped to.
     pub identity: RunAs,
     /// Whether init starts as root, with [`STEP_DOWN`], to drop to another user.
+    #[serde(default)]
     pub step_down: bool,
     /// Capabilities of every process, without `CAP_`: what the policy keeps of
     /// those the engine gives.
+    #[serde(default)]
     pub capabilities: Vec<String>,
     /// Our system call filter.
+    #[serde(default)]
     pub filter: FilterPlan,
     /// Writable paths that get a mount of their own without execution.
+    #[serde(default)]
     pub no_exec_mounts: Vec<String>,
     /// Whether root may stay root.
     pub allow_root: bool,

@@ -89,9 +89,24 @@ fn changed() -> Outcome {
     Ok(())
 }
 
+/// Its first thread ends, the other lives on: /proc shows a zombie.
+const HEADLESS: &str = "
+import ctypes, threading, time
+threading.Thread(target=lambda: time.sleep(60)).start()
+ctypes.CDLL(None).syscall(60, 0)";
+
 fn entered() -> Outcome {
     let container = Container::start("nemoclaw", IMAGE, &[])?;
     let pid = container.pid()?;
+    let mut headless = Command::new("nsenter")
+        .args(["-t", &pid.to_string(), "-m", "python3", "-c", HEADLESS])
+        .spawn()?;
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    let done = verify(&[&container.id]);
+    headless.kill()?;
+    headless.wait()?;
+    equal("a process without its first thread", &done.code, &3)?;
+    contains("what is told", &done.out, "seccomp: the mode is 0")?;
     let mut child = Command::new("nsenter")
         .args(["-t", &pid.to_string(), "-m", "-n", "sleep", "60"])
         .spawn()?;

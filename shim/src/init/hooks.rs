@@ -42,7 +42,7 @@ fn one(hook: &Hook, state: &str) -> Result<(), CodedError> {
     }
     let env = hook.env().clone().unwrap_or_default();
     let env = env.iter().filter_map(|entry| entry.split_once('='));
-    command.env_clear().envs(env).current_dir("/");
+    command.env_clear().envs(env).current_dir("/").process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| failed(&format!("cannot run: {error}")))?;
     if let Some(mut input) = child.stdin.take() {
@@ -60,7 +60,10 @@ fn one(hook: &Hook, state: &str) -> Result<(), CodedError> {
         Some(status) if status.success() => Ok(()),
         Some(status) => {
             let mut text = Vec::new();
-            if let Some(errors) = child.stderr.take() {
+            // What is there by now: a child of the hook may hold the pipe for ever.
+            if let Some(errors) = child.stderr.take()
+                && rustix::fs::fcntl_setfl(&errors, rustix::fs::OFlags::NONBLOCK).is_ok()
+            {
                 let _length = errors.take(MAX_TEXT).read_to_end(&mut text);
             }
             let text = String::from_utf8_lossy(&text).trim().escape_debug().to_string();
@@ -81,6 +84,11 @@ fn wait(
             return Ok(Some(status));
         }
         if started.elapsed() > patience {
+            let group = i32::try_from(child.id()).unwrap_or_default();
+            let _gone = nix::sys::signal::killpg(
+                nix::unistd::Pid::from_raw(group),
+                nix::sys::signal::Signal::SIGKILL,
+            );
             child.kill()?;
             child.wait()?;
             return Ok(None);

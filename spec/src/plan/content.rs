@@ -9,13 +9,16 @@ use crate::policy::{Assertion, Options};
 /// what is mounted over it. Never follows a link out of either, and bounds what
 /// it reads: every byte is hostile.
 pub trait ContentView {
-    /// The whole file, or why it cannot be read.
+    /// The whole of a small file (1 MiB), or why it cannot be read.
     ///
     /// # Errors
-    /// A sentence without its end.
+    /// A sentence without its beginning.
     fn content(&self, path: &str) -> Result<Vec<u8>, String>;
-    /// SHA-256 of the bytes, in lower-case hexadecimal.
-    fn sha256(&self, bytes: &[u8]) -> String;
+    /// SHA-256 of a file, in lower-case hexadecimal.
+    ///
+    /// # Errors
+    /// A sentence without its beginning.
+    fn sha256(&self, path: &str) -> Result<String, String>;
 }
 
 pub(super) fn check(
@@ -25,9 +28,9 @@ pub(super) fn check(
     notes: &mut Vec<String>,
 ) {
     for (path, wanted) in &options.integrity {
-        let why = match view.content(path) {
-            Ok(bytes) if view.sha256(&bytes) == *wanted => continue,
-            Ok(bytes) => format!("has the digest {}, not {wanted}", view.sha256(&bytes)),
+        let why = match view.sha256(path) {
+            Ok(digest) if digest == *wanted => continue,
+            Ok(digest) => format!("has the digest {digest}, not {wanted}"),
             Err(why) => why,
         };
         refusals.add(
@@ -106,8 +109,8 @@ mod tests {
                 _ => Err("is not there".to_owned()),
             }
         }
-        fn sha256(&self, bytes: &[u8]) -> String {
-            format!("{:0>64}", bytes.len())
+        fn sha256(&self, path: &str) -> Result<String, String> {
+            self.content(path).map(|bytes| format!("{:0>64}", bytes.len()))
         }
     }
 

@@ -41,6 +41,10 @@ pub fn harden(
             let mut options = mount.options().clone().unwrap_or_default();
             options.retain(|option| option != "dev" && option != "suid");
             options.extend(["nodev".to_owned(), "nosuid".to_owned()]);
+            if options.iter().any(|option| option == "rbind") {
+                // What is mounted beneath the source comes along.
+                options.extend(["rnodev".to_owned(), "rnosuid".to_owned()]);
+            }
             // Their owner, a kept root, could still change modes and times.
             if ENGINE_FILES.iter().any(|file| mount.destination() == Path::new(file)) {
                 options.retain(|option| option != "rw");
@@ -49,6 +53,9 @@ pub fn harden(
             if plan.landlock.system_only && !options.iter().any(|option| option == "ro") {
                 options.retain(|option| option != "exec");
                 options.push("noexec".to_owned());
+                if options.iter().any(|option| option == "rbind") {
+                    options.push("rnoexec".to_owned());
+                }
             }
             dedup(&mut options);
             mount.set_options(Some(options));

@@ -6,7 +6,7 @@ use oci_spec::runtime::{Capability, Process, Spec};
 use super::identity::{self, Account};
 use super::{ImageView, Refusals, RunAs, STEP_DOWN};
 use crate::policy::Policy;
-use crate::seccomp::FilterPlan;
+use crate::seccomp::{FilterPlan, Relaxation};
 
 /// The part of the plan that this module works out.
 pub(super) struct Privileges {
@@ -52,7 +52,26 @@ pub(super) fn resolve(
         }
     }
     let changes_ids = capabilities.iter().any(|name| matches!(name.as_str(), "SETUID" | "SETGID"));
-    let root_possible = step_down || changes_ids || identity.is_some_and(|run_as| run_as.uid == 0);
+    // With any of these a process makes, or takes over, files of root.
+    let owns_files = capabilities
+        .iter()
+        .any(|name| matches!(name.as_str(), "CHOWN" | "FOWNER" | "FSETID" | "DAC_OVERRIDE"));
+    let root_possible =
+        step_down || changes_ids || owns_files || identity.is_some_and(|run_as| run_as.uid == 0);
+    for word in [Relaxation::IoUring, Relaxation::Userns] {
+        if root_possible && options.relaxed.contains(&word) {
+            // A ring opens files, and a user namespace maps ids, past the filter
+            // that keeps set-user-ID bits and ids.
+            refusals.add(
+                "seccomp",
+                format!(
+                    "`seccomp: {{allow: [{}]}}` cannot be had together with root or with capabilities over files and ids",
+                    word.word()
+                ),
+                "take one of the two out of the policy",
+            );
+        }
+    }
     let identities = (step_down && !changes_ids)
         .then(|| identities(&options.identities, image, identity, refusals));
     Privileges {

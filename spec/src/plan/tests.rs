@@ -51,8 +51,8 @@ impl ContentView for NoFiles {
     fn content(&self, _: &str) -> Result<Vec<u8>, String> {
         Err("is not there".to_owned())
     }
-    fn sha256(&self, _: &[u8]) -> String {
-        String::new()
+    fn sha256(&self, _: &str) -> Result<String, String> {
+        Err("is not there".to_owned())
     }
 }
 
@@ -443,4 +443,21 @@ fn a_landlock_that_cannot_do_what_the_plan_means_is_refused() {
         accepting.landlock = LandlockMode::BestEffort;
         assert!(resolve(&accepting).is_ok(), "ABI {abi}");
     }
+}
+
+#[test]
+fn what_gives_files_to_root_keeps_set_id_bits_away_and_rings_and_namespaces_too() {
+    let spec = with_capabilities(&["CAP_CHOWN", "CAP_FOWNER", "CAP_NET_BIND_SERVICE"]);
+    let resolve =
+        |text: &str| Plan::resolve(&spec, &policy(text), &Image::debian(), &host(), &NoFiles);
+    for kept in ["CHOWN", "FOWNER"] {
+        let keep = format!("capabilities: {{keep: [{kept}]}}");
+        assert!(resolve(&format!("{{{keep}}}")).unwrap().filter.root_possible);
+        for word in ["io_uring", "userns"] {
+            let error = resolve(&format!("{{{keep}, seccomp: {{allow: [{word}]}}}}")).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+    let harmless = "{capabilities: {keep: [NET_BIND_SERVICE]}, seccomp: {allow: [io_uring]}}";
+    assert!(!resolve(harmless).unwrap().filter.root_possible);
 }

@@ -572,7 +572,7 @@ static SECCOMP: Section = Section {
         "allow",
         List(&Word(&["ptrace", "userns", "perf", "io_uring", "memfd_exec"])),
         "[]",
-        "What to allow: `ptrace` for debuggers, `userns` for programs with sandboxes of their own, `perf`, `io_uring`, `memfd_exec`.",
+        "What to allow: `ptrace` for debuggers, `userns` for programs with sandboxes of their own, `perf`, `memfd_exec`, and `io_uring`, whose rings open sockets of every family, AF_VSOCK too, past filter and network rules.",
         "allow: [ptrace]",
         "[mount]",
     )],

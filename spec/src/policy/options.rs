@@ -13,7 +13,7 @@ use crate::seccomp::Relaxation;
 
 /// Capabilities that no policy may give: each is a way out of the sandbox or
 /// into its neighbours (capabilities(7)).
-pub(crate) const NEVER_KEPT: [&str; 26] = [
+pub(crate) const NEVER_KEPT: [&str; 27] = [
     "ALL",
     "AUDIT_CONTROL",
     "AUDIT_READ",
@@ -31,6 +31,7 @@ pub(crate) const NEVER_KEPT: [&str; 26] = [
     "NET_BROADCAST",
     "NET_RAW",
     "PERFMON",
+    "SETFCAP",
     "SYSLOG",
     "SYS_ADMIN",
     "SYS_BOOT",
@@ -42,7 +43,7 @@ pub(crate) const NEVER_KEPT: [&str; 26] = [
     "WAKE_ALARM",
 ];
 /// Capabilities that a policy may let a container keep.
-pub(crate) const MAY_BE_KEPT: [&str; 14] = [
+pub(crate) const MAY_BE_KEPT: [&str; 13] = [
     "AUDIT_WRITE",
     "CHOWN",
     "DAC_OVERRIDE",
@@ -51,7 +52,6 @@ pub(crate) const MAY_BE_KEPT: [&str; 14] = [
     "IPC_OWNER",
     "KILL",
     "NET_BIND_SERVICE",
-    "SETFCAP",
     "SETGID",
     "SETPCAP",
     "SETUID",
