@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::{LinuxNamespaceType, Mount, MountBuilder, Spec};
+
 const ROOTS: [&str; 2] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"];
 
 /// The container's own path among cgroups, as its init's controllers have it.
@@ -39,6 +41,62 @@ fn directories(path: &str) -> impl Iterator<Item = PathBuf> {
         .map(Path::new)
         .filter(|root| crate::facts::cgroup_v1() && root.join("cgroup.procs").exists())
         .map(move |root| root.join(&relative))
+}
+
+/// Mounts the container's groups one by one where it takes a pid namespace that
+/// exists already. libcontainer's own way (rootfs/mount.rs, 0.7.0) reads
+/// /proc/PID/cgroup of the host with the pid that init has in *that* namespace:
+/// it fails where the host has no such process.
+pub(crate) fn mount_by_hand(spec: &mut Spec) {
+    let joins =
+        spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten()).any(
+            |namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_some(),
+        );
+    let linux = spec.linux().as_ref();
+    let group = linux.and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
+    if !joins || !crate::facts::cgroup_v1() {
+        return;
+    }
+    let mut mounts = Vec::new();
+    for mount in spec.mounts().clone().unwrap_or_default() {
+        if mount.typ().as_deref() != Some("cgroup") {
+            mounts.push(mount);
+            continue;
+        }
+        let destination = mount.destination();
+        mounts.extend(own_mount(destination, "tmpfs", Path::new("tmpfs"), &["mode=755"]));
+        // A group of systemd's is named in another form: then there is none to show.
+        for name in controllers().filter(|_| group.is_absolute()) {
+            let relative = group.strip_prefix("/").unwrap_or(&group);
+            let source = Path::new("/sys/fs/cgroup").join(&name).join(relative);
+            mounts.extend(own_mount(&destination.join(&name), "bind", &source, &["bind", "ro"]));
+        }
+    }
+    spec.set_mounts(Some(mounts));
+}
+
+/// Names of the mounted v1 hierarchies that limit something.
+fn controllers() -> impl Iterator<Item = String> {
+    fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name != "systemd" && name != "unified")
+        .filter(|name| Path::new("/sys/fs/cgroup").join(name).join("cgroup.procs").exists())
+}
+
+fn own_mount(destination: &Path, typ: &str, source: &Path, options: &[&str]) -> Option<Mount> {
+    let common = ["nosuid", "nodev", "noexec"];
+    let options: Vec<String> = options.iter().chain(&common).map(ToString::to_string).collect();
+    MountBuilder::default()
+        .destination(destination)
+        .typ(typ)
+        .source(source)
+        .options(options)
+        .build()
+        .ok()
 }
 
 /// Moves init into its group in both hierarchies. They limit nothing, so a host

@@ -30,6 +30,28 @@ pub(super) fn hooks() -> Outcome {
         .or_else(|_other| contains("seccomp", &seen, "not permitted"))
 }
 
+/// Where libcontainer mounts the groups itself, it depends on the pid that init
+/// gets in the other container whether it can.
+pub(super) fn joined_pids() -> Outcome {
+    let first = Bundle::new(&["sleep", "100"])?;
+    first.start()?;
+    let pid = first.state()?["pid"].as_i64().unwrap_or_default();
+    for _ in 0..8 {
+        let second = Bundle::with(&["cat", "/proc/1/cmdline"], |config| {
+            config["linux"]["namespaces"][0] =
+                json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")});
+            if let Some(mounts) = config["mounts"].as_array_mut() {
+                mounts.push(json!({
+                    "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                    "options": ["ro", "nosuid", "noexec", "nodev"]
+                }));
+            }
+        })?;
+        contains("the other's init", &second.run().ok()?.out, "sleep")?;
+    }
+    Ok(())
+}
+
 pub(super) fn failing_hook() -> Outcome {
     for (script, told) in [("echo why >&2; exit 4", "why"), ("sleep 30", "did not end within 5 s")]
     {

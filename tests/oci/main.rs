@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         ("the_id_that_means_unchanged_is_refused", unchanged_id),
         ("start_container_hooks_run_confined", confine::hooks),
         ("a_start_container_hook_that_fails_stops_the_program", confine::failing_hook),
+        ("a_pid_namespace_can_be_joined_whatever_pid_init_gets", confine::joined_pids),
         ("files_that_are_not_as_policy_says_stop_the_start", confine::contents),
         ("a_program_gets_ordinary_signals_and_its_own_pipes", signals_and_pipes),
     ])

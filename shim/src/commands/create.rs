@@ -25,7 +25,7 @@ use crate::policy::{self, Selected};
 use crate::proxy::{self, Starting};
 use crate::report::{CodedError, Report};
 use crate::store::{self, Entry, Executor, Record, VERSION};
-use crate::{bundle, exec, facts, mounts, net, reexec, stdio, steps, weaken};
+use crate::{bundle, cgroups, exec, facts, mounts, net, reexec, stdio, steps, weaken};
 
 /// Creates a container; on any failure nothing is left of it.
 pub(super) fn create(invocation: &Invocation, args: &Create) -> Result<()> {
@@ -106,6 +106,7 @@ impl Sandbox<'_> {
             &cgroups,
             facts::cgroup_v1(),
         );
+        cgroups::mount_by_hand(&mut hardened);
         weaken::spec(&mut hardened);
         let shadow = bundle::write(&self.entry, hardened, &rootfs)?;
         steps::reached("create:bundle");
