@@ -11,6 +11,7 @@ mod content;
 mod environment;
 mod harden;
 mod identity;
+mod limits;
 mod privileges;
 mod refuse;
 mod toolchain;
@@ -25,6 +26,7 @@ use crate::seccomp::FilterPlan;
 pub use content::ContentView;
 pub use harden::harden;
 pub use identity::home_of;
+pub use limits::limit;
 
 /// Version of the stored plan.
 pub const VERSION: u32 = 2;
@@ -155,6 +157,12 @@ pub struct Plan {
     pub make_directories: Vec<MakeDirectory>,
     /// Process limit of the cgroup; 0 where the operator goes without.
     pub pids: i64,
+    /// Memory limit in bytes, where the policy has one.
+    #[serde(default)]
+    pub memory: Option<i64>,
+    /// Limit of processors in thousandths, where the policy has one.
+    #[serde(default)]
+    pub millicpus: Option<i64>,
     /// Open-files limit.
     pub nofile: u64,
     /// startContainer hooks, which our executor runs confined.
@@ -324,6 +332,8 @@ impl Plan {
             masked,
             make_directories: filesystem.make_directories,
             pids: pids(spec, policy),
+            memory: policy.options.memory,
+            millicpus: policy.options.millicpus,
             start_hooks: spec
                 .hooks()
                 .as_ref()
@@ -363,6 +373,8 @@ impl Plan {
             masked: Vec::new(),
             make_directories: Vec::new(),
             pids: 0,
+            memory: None,
+            millicpus: None,
             // libcontainer runs them.
             start_hooks: Vec::new(),
             nofile: 0,

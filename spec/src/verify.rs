@@ -353,6 +353,8 @@ mod tests {
             masked: vec!["/proc/kcore".to_owned()],
             make_directories: Vec::new(),
             pids: 512,
+            memory: None,
+            millicpus: None,
             nofile: 1024,
             start_hooks: Vec::new(),
             seccomp: None,

@@ -5,13 +5,14 @@ use nemoclaw_tests::{Outcome, contains, equal};
 
 const IMAGE: &str = "nemoclaw-test/base";
 
-pub(super) const TRIALS: [crate::Named; 7] = [
+pub(super) const TRIALS: [crate::Named; 8] = [
     ("a_kept_capability_is_there_in_init_and_exec_and_no_other", kept),
     ("a_debugger_works_where_policy_says_so_and_only_there", debugger),
     ("writable_places_run_nothing_under_system_only", system_only),
     ("an_isolated_exec_cannot_signal_the_container", isolated),
     ("root_that_policy_keeps_sets_no_id_bits", root),
     ("an_entry_point_steps_down_and_exec_cannot_reach_the_gateway", step_down),
+    ("memory_and_processors_stay_within_the_policy", limits),
     ("a_device_is_given_only_where_policy_names_it", device),
 ];
 
@@ -68,6 +69,27 @@ ls / >/dev/null && git --version >/dev/null 2>&1; echo done";
         contains("positive control", &elsewhere.out, &format!("{place} runs"))?;
     }
     contains("positive control", &elsewhere.out, "memfd made")
+}
+
+fn limits() -> Outcome {
+    let show = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us";
+    let seen = |options: &[&str]| {
+        run("nemoclaw-system-only", options, IMAGE, &["sh", "-c", show]).ok().map(|done| done.out)
+    };
+    equal("the policy's", &seen(&[])?, &"268435456\n150000\n".to_owned())?;
+    equal(
+        "a wish for more",
+        &seen(&["-m", "1g", "--cpus", "2"])?,
+        &"268435456\n150000\n".to_owned(),
+    )?;
+    equal(
+        "a wish for less",
+        &seen(&["-m", "64m", "--cpus", "1"])?,
+        &"67108864\n100000\n".to_owned(),
+    )?;
+    let container = Container::start("nemoclaw-system-only", IMAGE, &[])?;
+    docker(&["update", "--cpus", "2", &container.name]).ok()?;
+    contains("after an update", &container.sh(show).ok()?.out, "268435456\n150000\n")
 }
 
 fn isolated() -> Outcome {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use libcgroups::common::{CgroupManager as _, ControllerOpt};
+use nemoclaw_spec::plan::limit;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
 
 use super::signal;
@@ -20,12 +21,13 @@ pub(super) fn update(root: &Path, args: &Update) -> Result<()> {
     let mut resources = requested(args)?;
     drop_zeros(&mut resources);
     if plan.confined {
-        let limit = resources.pids().as_ref().map(LinuxPids::limit);
-        if let Some(limit) = limit.filter(|_| plan.pids > 0) {
+        let asked = resources.pids().as_ref().map(LinuxPids::limit);
+        if let Some(asked) = asked.filter(|_| plan.pids > 0) {
             let mut pids = LinuxPids::default();
-            pids.set_limit(if limit <= 0 { plan.pids } else { limit.min(plan.pids) });
+            pids.set_limit(if asked <= 0 { plan.pids } else { asked.min(plan.pids) });
             resources.set_pids(Some(pids));
         }
+        limit(&mut resources, &plan, false);
         // Devices are the plan's, not an update's.
         resources.set_devices(None);
     }

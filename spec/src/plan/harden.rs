@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 };
 
 use super::refuse::STANDARD_DEVICES;
-use super::{ENGINE_FILES, Plan, STEP_DOWN};
+use super::{ENGINE_FILES, Plan, STEP_DOWN, limit};
 
 /// Writes `plan` into `spec`. `rootfs` is the absolute path of the image's
 /// root on the host, `cgroups_path` what to use where the engine named none.
@@ -90,12 +90,17 @@ pub fn harden(
         let mut pids = LinuxPids::default();
         pids.set_limit(plan.pids);
         resources.set_pids((plan.pids > 0).then_some(pids));
+        limit(&mut resources, plan, true);
         resources.set_devices(Some(device_rules(linux.devices().as_deref().unwrap_or_default())));
         // Raw cgroup v2 files could undo the limits above.
         let unified = resources.unified().clone().map(|files| {
             files
                 .into_iter()
-                .filter(|(name, _)| !name.starts_with("pids.") && !name.starts_with("cgroup."))
+                .filter(|(name, _)| {
+                    let limited = (plan.memory.is_some() && name.starts_with("memory."))
+                        || (plan.millicpus.is_some() && name.starts_with("cpu."));
+                    !limited && !name.starts_with("pids.") && !name.starts_with("cgroup.")
+                })
                 .collect()
         });
         resources.set_unified(unified);

@@ -461,3 +461,27 @@ fn what_gives_files_to_root_keeps_set_id_bits_away_and_rings_and_namespaces_too(
     let harmless = "{capabilities: {keep: [NET_BIND_SERVICE]}, seccomp: {allow: [io_uring]}}";
     assert!(!resolve(harmless).unwrap().filter.root_possible);
 }
+
+#[test]
+fn memory_and_processors_are_the_lesser_of_engine_s_and_policy_s() {
+    let limited = policy("{resources: {memory: 1GiB, cpus: 1.5}}");
+    let hardened = |resources: serde_json::Value| {
+        let spec = spec(|json| json["linux"]["resources"] = resources);
+        let plan = Plan::resolve(&spec, &limited, &Image::debian(), &host(), &NoFiles).unwrap();
+        let resources = harden(spec, &plan, "/r", "/c", false);
+        let resources = resources.linux().as_ref().unwrap().resources().clone().unwrap();
+        let cpu = resources.cpu().clone().unwrap();
+        (resources.memory().unwrap().limit().unwrap(), cpu.quota().unwrap(), cpu.period().unwrap())
+    };
+    assert_eq!(hardened(serde_json::json!({})), (1 << 30, 150_000, 100_000));
+    let less =
+        serde_json::json!({"memory": {"limit": 4096}, "cpu": {"quota": 1000, "period": 50_000}});
+    assert_eq!(hardened(less), (4096, 1000, 50_000));
+    let more =
+        serde_json::json!({"memory": {"limit": -1}, "cpu": {"quota": 400_000, "period": 200_000}});
+    assert_eq!(hardened(more), (1 << 30, 300_000, 200_000));
+    let plan = Plan::resolve(&spec(|_| {}), &limited, &Image::debian(), &host(), &NoFiles).unwrap();
+    let mut update = oci_spec::runtime::LinuxResources::default();
+    limit(&mut update, &plan, false);
+    assert!(update.memory().is_none() && update.cpu().is_none());
+}

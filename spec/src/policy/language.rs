@@ -514,13 +514,18 @@ static RESOURCES: Section = Section {
             "memory",
             Bytes,
             "the engine's",
-            "The greatest amount of memory.",
+            "The greatest amount of memory; the engine may give less.",
             "memory: 4GiB",
             "lots",
-        )
-        .later(),
-        key("cpus", Number, "the engine's", "The share of processors.", "cpus: 1.5", "many")
-            .later(),
+        ),
+        key(
+            "cpus",
+            Number,
+            "the engine's",
+            "The greatest share of processors; the engine may give less.",
+            "cpus: 1.5",
+            "many",
+        ),
     ],
 };
 

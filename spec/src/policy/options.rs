@@ -66,6 +66,10 @@ pub struct Options {
     pub pids: i64,
     /// The greatest number of open files of a process (RLIMIT_NOFILE).
     pub open_files: u64,
+    /// The greatest amount of memory in bytes, where the policy limits it.
+    pub memory: Option<i64>,
+    /// The greatest share of processors, in thousandths.
+    pub millicpus: Option<i64>,
     /// Whether a container may run as root of its user namespace.
     pub allow_root: bool,
     /// What to do with capabilities asked for beyond the engine's default set.
@@ -190,6 +194,8 @@ impl Options {
                     })
                 })
                 .collect(),
+            memory: at("resources.memory").and_then(in_bytes),
+            millicpus: at("resources.cpus").and_then(Json::as_f64).map(in_thousandths),
             open_files: at("resources.open_files").and_then(Json::as_u64).unwrap_or(65_536),
             allow_root: at("allow_root").and_then(Json::as_bool).unwrap_or(false),
             excess: match at("capabilities.excess").and_then(Json::as_str) {
@@ -235,6 +241,14 @@ impl Options {
         };
         set(["resources", "pids"], Json::from(pids));
         set(["resources", "open_files"], Json::from(self.open_files.min(other.open_files)));
+        let least = |a: Option<i64>, b: Option<i64>| a.into_iter().chain(b).min();
+        if let Some(memory) = least(self.memory, other.memory) {
+            set(["resources", "memory"], Json::from(memory));
+        }
+        if let Some(millicpus) = least(self.millicpus, other.millicpus) {
+            let cpus = f64::from(u32::try_from(millicpus).unwrap_or(u32::MAX)) / 1000.0;
+            set(["resources", "cpus"], Json::from(cpus));
+        }
         set(["allow_root", ""], Json::from(self.allow_root && other.allow_root));
         let refuse = self.excess == Excess::Refuse || other.excess == Excess::Refuse;
         set(["capabilities", "excess"], Json::from(if refuse { "refuse" } else { "strip" }));
@@ -257,6 +271,19 @@ impl Options {
         set(["resources", "pids_max"], Json::from(self.pids_max.min(other.pids_max)));
         Self::of(said)
     }
+}
+
+fn in_bytes(value: &Json) -> Option<i64> {
+    let bytes = match value {
+        Json::String(text) => super::shape::parse_bytes(text)?,
+        other => other.as_u64()?,
+    };
+    i64::try_from(bytes).ok().filter(|bytes| *bytes > 0)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the language bounds it to a million")]
+fn in_thousandths(cpus: f64) -> i64 {
+    ((cpus * 1000.0) as i64).max(1)
 }
 
 fn overlay(below: &mut Map<String, Json>, above: Map<String, Json>) {

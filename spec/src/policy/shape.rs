@@ -270,7 +270,11 @@ pub(super) fn bytes(node: &Node) -> Option<u64> {
     if let Some(value) = node.integer() {
         return u64::try_from(value).ok();
     }
-    let text = node.text()?;
+    parse_bytes(node.text()?)
+}
+
+/// The same of a text.
+pub(super) fn parse_bytes(text: &str) -> Option<u64> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let scale: u64 = match unit.trim() {
         "KiB" | "K" => 1 << 10,

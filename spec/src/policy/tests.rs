@@ -114,11 +114,11 @@ fn what_is_not_enforced_is_named() {
         [
             "`nemoclaw.approvals.mode: hold` is not enforced by this version",
             "`nemoclaw.ingress` is not enforced by this version",
-            "`nemoclaw.resources.memory` is not enforced by this version",
             "`protocol: rest` is not enforced by this version",
         ]
     );
     assert_eq!(policy.options.pids, 5);
+    assert_eq!(policy.options.memory, Some(1 << 30));
 }
 
 #[test]
