@@ -97,7 +97,7 @@ pub(crate) fn execute(
     if let Err(error) = filters.install().and_then(|()| hooks::run(hooks, id)) {
         return error;
     }
-    crate::sys::restore_sigpipe();
+    crate::sys::restore_signals();
     let args: Vec<CString> =
         args.iter().filter_map(|arg| CString::new(arg.as_str()).ok()).collect();
     match nix::unistd::execve(program, &args, env) {

@@ -164,11 +164,16 @@ pub(crate) fn set_variable(name: &str, value: &str) {
     unsafe { std::env::set_var(name, value) }
 }
 
-/// Gives SIGPIPE back the effect that programs expect; Rust's start-up code
-/// ignores it, and execve(2) would pass that on.
-pub(crate) fn restore_sigpipe() {
-    // SAFETY: the default action needs no handler; no other thread runs.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+/// Gives every signal back the effect that programs expect. Rust's start-up code
+/// ignores SIGPIPE, an engine started by nohup(1) ignores SIGHUP, and execve(2)
+/// would pass that on.
+pub(crate) fn restore_signals() {
+    const LAST: i32 = 64;
+    for signal in 1..=LAST {
+        // SAFETY: the default action needs no handler; no other thread runs.
+        // Signals that cannot be changed (signal(2), EINVAL) keep their action.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+        }
     }
 }
