@@ -182,16 +182,22 @@ pub fn unique(prefix: &str) -> String {
 /// Containers of the private Docker 20.10 that `hack/test` starts.
 pub mod docker {
     use std::process::Command;
+    use std::time::Duration;
 
     use libtest_mimic::Failed;
 
-    use super::{Done, run_command, unique};
+    use super::{Done, run_for, unique};
 
     /// The `docker` client with these arguments.
     pub fn docker(args: &[&str]) -> Done {
+        docker_for(args, Duration::from_mins(1))
+    }
+
+    /// The same, to its end or to the deadline.
+    pub fn docker_for(args: &[&str], deadline: Duration) -> Done {
         let host = std::env::var("NEMOCLAW_DOCKER_HOST")
             .unwrap_or_else(|_| "unix:///run/nc-engines/docker20/docker.sock".to_owned());
-        run_command(Command::new("docker").args(args).env("DOCKER_HOST", host))
+        run_for(Command::new("docker").args(args).env("DOCKER_HOST", host), deadline)
     }
 
     /// A running container, removed when dropped.

@@ -3,8 +3,12 @@
 //! engine's group there, a container would end with the engine's unit.
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, Result};
+use nemoclaw_spec::devices;
+use nemoclaw_spec::plan::device_rules;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, MountBuilder, Spec};
 
 const ROOTS: [&str; 2] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"];
@@ -107,6 +111,25 @@ pub(crate) fn join(pid: i32, path: &str) {
             let _moved = fs::write(directory.join("cgroup.procs"), pid.to_string());
         }
     }
+}
+
+/// Lets the plan's device rules decide in the container's group of cgroup v2,
+/// which libcgroups leaves open (its feature needs a C library).
+///
+/// # Errors
+/// When the kernel takes no program; the container must not start.
+pub(crate) fn restrict_devices(pid: i32, spec: &Spec) -> Result<()> {
+    if crate::facts::cgroup_v1() {
+        return Ok(());
+    }
+    let path = of(pid, "").context("the container's cgroup cannot be found")?;
+    let directory = Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
+    let group = fs::File::open(&directory)
+        .with_context(|| format!("cannot open the cgroup {}", directory.display()))?;
+    let program = devices::program(&device_rules(spec));
+    crate::sys::restrict_devices(group.as_fd(), &program).context(
+        "devices: the kernel takes no program for the container's cgroup; is it built with CONFIG_CGROUP_BPF?",
+    )
 }
 
 /// Removes both groups when the container is gone.

@@ -61,6 +61,45 @@ pub(crate) struct Verify {
     pub(crate) id: String,
 }
 
+/// `shields`.
+#[derive(Debug, Args)]
+pub(crate) struct Shields {
+    #[command(subcommand)]
+    pub(crate) verb: ShieldsVerb,
+}
+
+/// What to do with shields.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ShieldsVerb {
+    /// Lock the directories that the policy names
+    Up {
+        /// The container: its id, or the beginning of it
+        id: String,
+    },
+    /// Unlock them
+    Down {
+        /// Lock them again after this time: 90s, 15m, 2h
+        #[arg(long = "for", value_name = "TIME", value_parser = crate::shields::parse_duration)]
+        duration: Option<std::time::Duration>,
+        /// The container: its id, or the beginning of it
+        id: String,
+    },
+    /// Say whether they are locked: exit 0 when all are, else 3
+    Status {
+        /// The container: its id, or the beginning of it
+        id: String,
+    },
+}
+
+impl ShieldsVerb {
+    /// The container.
+    pub(crate) fn id(&self) -> &str {
+        match self {
+            Self::Up { id } | Self::Down { id, .. } | Self::Status { id } => id,
+        }
+    }
+}
+
 /// `doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
@@ -91,6 +130,8 @@ pub(crate) enum Command {
     /// Compare a running container with its plan: exit 0 as planned, 3 when
     /// something differs, 4 when it does not run
     Verify(Verify),
+    /// Lock and unlock directories of a running container
+    Shields(Shields),
     /// Say what this host can and cannot enforce: exit 3 when something is missing
     Doctor(Doctor),
     /// List the processes of a container

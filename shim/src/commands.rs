@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use crate::cli::{Command, Invocation};
-use crate::{doctor, exec, verify};
+use crate::{doctor, exec, shields, verify};
 
 /// Carries out one invocation.
 pub(crate) fn run(invocation: &Invocation) -> ExitCode {
@@ -44,6 +44,7 @@ fn dispatch(invocation: &Invocation) -> Result<ExitCode> {
         Command::Update(args) => update::update(root, args).map(|()| ExitCode::SUCCESS),
         Command::Events(args) => events::events(root, args).map(|()| ExitCode::SUCCESS),
         Command::Verify(args) => verify::run(root, args),
+        Command::Shields(args) => shields::run(root, args),
         Command::Doctor(args) => doctor::run(args),
         Command::Spec(args) => spec::write(args).map(|()| ExitCode::SUCCESS),
         Command::Features => features::print().map(|()| ExitCode::SUCCESS),

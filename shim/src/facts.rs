@@ -11,7 +11,8 @@ use nemoclaw_spec::policy::Policy;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::process::{Resource, getrlimit};
 
-use crate::{proxy, sys};
+use crate::image::Image;
+use crate::{origin, proxy, sys, workspace};
 
 /// Longest hosts or resolver file read, in bytes.
 const MAX_FILE_BYTES: usize = 256 * 1024;
@@ -42,13 +43,16 @@ const SENSITIVE: [&str; 20] = [
 ];
 
 /// Gathers everything planning needs to know.
-pub(crate) fn gather(spec: &Spec, policy: &Policy) -> HostFacts {
+pub(crate) fn gather(spec: &Spec, policy: &Policy, image: &Image, id: &str) -> HostFacts {
+    let mounts: Vec<MountFact> = spec.mounts().iter().flatten().map(mount).collect();
     HostFacts {
+        shields: workspace::shields(spec, policy, image, &mounts),
+        image: origin::digests(spec, &policy.options, id),
         landlock_abi: sys::landlock_abi(),
         nofile_max: getrlimit(Resource::Nofile).maximum.unwrap_or(1_048_576),
         cgroup_v1: cgroup_v1(),
         pids_controller: pids_controller(),
-        mounts: spec.mounts().iter().flatten().map(mount).collect(),
+        mounts,
         host_namespaces: host_namespaces(spec),
         foreign_namespaces: joined(spec)
             .into_iter()
@@ -108,6 +112,7 @@ fn mount(mount: &Mount) -> MountFact {
         inode: metadata.ino(),
         uid: metadata.uid(),
         gid: metadata.gid(),
+        tools: if metadata.is_dir() { workspace::tools(&real) } else { Vec::new() },
         source: real.display().to_string(),
     }
 }

@@ -11,14 +11,18 @@ mod content;
 mod doctor;
 mod exec;
 mod facts;
+mod guard;
 mod image;
 mod init;
 mod mounts;
 mod net;
+mod origin;
 mod policy;
 mod proxy;
 mod reexec;
 mod report;
+mod shields;
+mod stage;
 mod stdio;
 mod steps;
 mod store;
@@ -26,6 +30,7 @@ mod store;
 mod sys;
 mod verify;
 mod weaken;
+mod workspace;
 
 use std::process::ExitCode;
 

@@ -2,16 +2,16 @@
 //! has made them and before anything of the user's runs.
 
 use std::fs::File;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
-use nemoclaw_spec::plan::HostFacts;
+use anyhow::{Context as _, Result, anyhow, bail};
+use nemoclaw_spec::plan::{HostFacts, OwnMount};
 use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::sys::{self, Fork};
+use crate::sys;
 
 /// Compares every bind mount with what was examined before: a path may have
 /// come to mean something else in between, and libcontainer mounts by path.
@@ -19,13 +19,7 @@ use crate::sys::{self, Fork};
 /// # Errors
 /// When a mount is not what was examined; the container must not start.
 pub(crate) fn verify(pid: i32, spec: &Spec, facts: &HostFacts, hidden: &[String]) -> Result<()> {
-    let root = rustix::fs::openat(
-        CWD,
-        format!("/proc/{pid}/root"),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .context("cannot open the container's root")?;
+    let root = root_of(pid)?;
     let mounts: Vec<_> = spec.mounts().iter().flatten().zip(&facts.mounts).collect();
     for (number, (mount, fact)) in mounts.iter().enumerate() {
         let destination = mount.destination();
@@ -65,35 +59,112 @@ pub(crate) fn verify(pid: i32, spec: &Spec, facts: &HostFacts, hidden: &[String]
     Ok(())
 }
 
+/// The same for the mounts that the plan makes of parts of others.
+///
+/// # Errors
+/// When one is not what was examined; the container must not start.
+pub(crate) fn verify_own(pid: i32, own: &[OwnMount]) -> Result<()> {
+    let root = root_of(pid)?;
+    for mount in own {
+        let found = find(&root, Path::new(&mount.path))
+            .with_context(|| format!("cannot find the mount {}", mount.path.escape_debug()))?;
+        let stat = fstat(&found).context("cannot examine a mount")?;
+        if (stat.st_dev, stat.st_ino) != (mount.device, mount.inode) {
+            bail!(
+                "mounts: `{}` changed while the container was made; start it again when nobody else changes that path",
+                mount.path.escape_debug(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The container's root directory.
+pub(crate) fn root_of(pid: i32) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/root");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty()).context("cannot open the container's root")
+}
+
+/// A path of the container, found without following links of its processes.
+fn find(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    openat2(root, relative, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
 /// Takes the meaning from device nodes and set-user-ID bits of the image: /dev
 /// is a mount of its own.
 ///
 /// # Errors
 /// When the kernel refuses; the container must not start.
 pub(crate) fn restrict_root(pid: i32) -> Result<()> {
+    within(pid, |root| {
+        sys::restrict_mount(root.as_fd())
+            .context("mounts: the image's root cannot be mounted nodev and nosuid")
+    })
+}
+
+/// Makes mounts of the container read-only, or writable: all of them or none.
+///
+/// # Errors
+/// Which one cannot be changed, and why.
+pub(crate) fn set_read_only(pid: i32, own: &[&OwnMount], read_only: bool) -> Result<()> {
+    within(pid, |root| {
+        let mut changed: Vec<OwnedFd> = Vec::new();
+        let result = own.iter().try_for_each(|mount| {
+            let shown = mount.path.escape_debug();
+            let found = find(root, Path::new(&mount.path))
+                .with_context(|| format!("cannot find `{shown}`"))?;
+            let stat = fstat(&found)?;
+            if (stat.st_dev, stat.st_ino) != (mount.device, mount.inode) {
+                bail!("`{shown}` is no longer the directory it was at the start");
+            }
+            sys::set_read_only(found.as_fd(), read_only).map_err(|error| {
+                match error.raw_os_error() {
+                    Some(nix::libc::EBUSY) => {
+                        anyhow!("a process holds a file in `{shown}` open for writing")
+                    }
+                    _ => anyhow!(error).context(format!("cannot change the mount `{shown}`")),
+                }
+            })?;
+            changed.push(found);
+            Ok(())
+        });
+        if result.is_err() {
+            for found in &changed {
+                sys::set_read_only(found.as_fd(), !read_only).context("cannot undo a change")?;
+            }
+        }
+        result
+    })
+}
+
+/// Whether a mount of the container is read-only.
+pub(crate) fn is_read_only(pid: i32, path: &str) -> Result<bool> {
+    let found = find(&root_of(pid)?, Path::new(path))
+        .with_context(|| format!("cannot find `{}`", path.escape_debug()))?;
+    let flags = rustix::fs::fstatvfs(&found)?.f_flag;
+    Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// Does something in the container's mount namespace, from a thread with root and
+/// directory of its own; the rest of the runtime stays where it is.
+fn within<T: Send>(pid: i32, work: impl FnOnce(&OwnedFd) -> Result<T> + Send) -> Result<T> {
     let path = format!("/proc/{pid}/ns/mnt");
     let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    match sys::fork().context("cannot fork")? {
-        Fork::Child => {
-            drop(reader);
-            let done = move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
-                .map_err(std::io::Error::from)
-                .and_then(|()| sys::restrict_mount(c"/"));
-            let answer = done.map_or_else(|error| error.to_string(), |()| "done".to_owned());
-            let _told = rustix::io::write(&writer, answer.as_bytes());
-            sys::exit_now(0);
-        }
-        Fork::Parent(child) => {
-            drop(writer);
-            let mut answer = String::new();
-            let read = std::io::Read::read_to_string(&mut File::from(reader), &mut answer);
-            let _reaped = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None);
-            read.context("cannot hear from the process in the container's mounts")?;
-            if answer != "done" {
-                bail!("mounts: the image's root cannot be mounted nodev and nosuid: {answer}");
-            }
-            Ok(())
-        }
-    }
+    let root = root_of(pid)?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)
+                .context("cannot part from the runtime's directory")?;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+                .context("cannot enter the container's mounts")?;
+            work(&root)
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_panic| bail!("the thread in the container's mounts ended early"))
+    })
 }

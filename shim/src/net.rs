@@ -17,7 +17,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 ///
 /// # Errors
 /// Names the step that failed; nothing may run in the namespace then.
-pub(crate) fn lock(netns: &File, kind: Kind) -> Result<()> {
+pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<()> {
     // The namespace of a thread is its own: the rest of the runtime stays.
     std::thread::scope(|scope| {
         scope

@@ -84,7 +84,7 @@ impl Starting {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
-        confine_proxy(&name, self.child.id());
+        confine(&name, self.child.id());
         let result = self.converse(config, netns, member);
         if result.is_err() {
             self.end();
@@ -110,9 +110,10 @@ impl Starting {
     }
 }
 
-/// Puts the proxy into a cgroup of its own, outside the container's and the
-/// engine's. Where the host does not let us, the proxy still works.
-fn confine_proxy(name: &str, pid: u32) {
+/// Puts a process of the sandbox's proxy, or its watcher, into a cgroup of their
+/// own, outside the container's and the engine's. Where the host does not let us,
+/// they still work.
+pub(crate) fn confine(name: &str, pid: u32) {
     for hierarchy in ["memory", "pids", "systemd", "unified", ""] {
         let root = Path::new("/sys/fs/cgroup").join(hierarchy);
         if !root.join("cgroup.procs").exists() {

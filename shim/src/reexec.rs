@@ -33,7 +33,8 @@ pub(crate) fn protect() -> Result<()> {
     let path = std::fs::read_link("/proc/self/exe").context("cannot read /proc/self/exe")?;
     let clone = sys::clone_mount(exe.as_fd())
         .context("cannot clone the mount of the runtime (open_tree, needs Linux 5.12)")?;
-    sys::make_read_only(clone.as_fd()).context("cannot make the runtime's own mount read-only")?;
+    sys::set_read_only(clone.as_fd(), true)
+        .context("cannot make the runtime's own mount read-only")?;
     let args = std::env::args_os().map(c_string).collect::<Result<Vec<_>>>()?;
     let mut env = std::env::vars_os()
         .filter(|(name, _)| name != SELF)

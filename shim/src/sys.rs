@@ -30,6 +30,7 @@ pub(crate) fn clone_mount(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 #[repr(C)]
+#[derive(Default)]
 struct MountAttr {
     attr_set: u64,
     attr_clr: u64,
@@ -37,46 +38,126 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// Makes a mount read-only (`mount_setattr(2)`, since Linux 5.12).
-pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    const MOUNT_ATTR_RDONLY: u64 = 1;
-    let attr = MountAttr { attr_set: MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the structure is valid for the size passed and outlives the call.
+const MOUNT_ATTR_RDONLY: u64 = 1;
+const MOUNT_ATTR_NOSUID: u64 = 2;
+const MOUNT_ATTR_NODEV: u64 = 4;
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
+/// Changes the mount whose root is the open file (`mount_setattr(2)`, since
+/// Linux 5.12).
+fn change_mount(root: BorrowedFd<'_>, attr: &MountAttr) -> io::Result<()> {
+    // SAFETY: path and structure are valid for the size passed and outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
+            root.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };
     check(result).map(|_zero| ())
 }
 
-/// Makes the mount at `path` nodev and nosuid, whatever it was.
-pub(crate) fn restrict_mount(path: &std::ffi::CStr) -> io::Result<()> {
-    const MOUNT_ATTR_NOSUID: u64 = 2;
-    const MOUNT_ATTR_NODEV: u64 = 4;
-    let attr = MountAttr {
-        attr_set: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
+/// Makes a mount read-only, or writable again. `EBUSY` while files are open for
+/// writing in it.
+pub(crate) fn set_read_only(root: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let (set, clear) = if read_only { (MOUNT_ATTR_RDONLY, 0) } else { (0, MOUNT_ATTR_RDONLY) };
+    change_mount(root, &MountAttr { attr_set: set, attr_clr: clear, ..MountAttr::default() })
+}
+
+/// Gives a detached mount the ids of a user namespace. `EINVAL` where the file
+/// system cannot.
+pub(crate) fn set_ids(root: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or_default();
+    change_mount(root, &MountAttr { attr_set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() })
+}
+
+/// Makes a mount nodev and nosuid, whatever it was.
+pub(crate) fn restrict_mount(root: BorrowedFd<'_>) -> io::Result<()> {
+    change_mount(
+        root,
+        &MountAttr { attr_set: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, ..MountAttr::default() },
+    )
+}
+
+/// `struct bpf_attr` of `BPF_PROG_LOAD`, as far as it is needed (bpf(2)).
+#[repr(C)]
+struct LoadProgram {
+    kind: u32,
+    length: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// `struct bpf_attr` of `BPF_PROG_ATTACH`.
+#[repr(C)]
+struct AttachProgram {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+}
+
+/// Lets a program decide about the devices of a cgroup v2, besides those that are
+/// attached already: all of them must admit.
+pub(crate) fn restrict_devices(cgroup: BorrowedFd<'_>, program: &[u64]) -> io::Result<()> {
+    const LOAD: libc::c_int = 5;
+    const ATTACH: libc::c_int = 8;
+    const OF_DEVICES: u32 = 15;
+    const AT_DEVICES: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    let number = |fd: i32| u32::try_from(fd).unwrap_or(u32::MAX);
+    let load = LoadProgram {
+        kind: OF_DEVICES,
+        length: u32::try_from(program.len()).unwrap_or(u32::MAX),
+        instructions: program.as_ptr().addr() as u64,
+        license: c"GPL".as_ptr().addr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
     };
-    // SAFETY: path and structure are valid and outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            0,
-            &raw const attr,
-            size_of::<MountAttr>(),
-        )
+    // SAFETY: the structure, the instructions and the licence outlive the call.
+    let loaded = descriptor(unsafe {
+        libc::syscall(libc::SYS_bpf, LOAD, &raw const load, size_of::<LoadProgram>())
+    })?;
+    let attach = AttachProgram {
+        target: number(cgroup.as_raw_fd()),
+        program: number(loaded.as_raw_fd()),
+        kind: AT_DEVICES,
+        flags: ALLOW_MULTI,
     };
-    check(result).map(|_zero| ())
+    // SAFETY: the structure outlives the call, and both descriptors are open.
+    check(unsafe {
+        libc::syscall(libc::SYS_bpf, ATTACH, &raw const attach, size_of::<AttachProgram>())
+    })
+    .map(|_zero| ())
+}
+
+/// Closes every descriptor from 3 on but these (`close_range(2)`, since Linux 5.9).
+///
+/// Only for a forked process that leaves by [`exit_now`]: what others own is gone.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let number = |fd: &BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).unwrap_or_default();
+    let mut kept: Vec<u32> = kept.iter().map(number).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        if fd > first {
+            // SAFETY: no memory is passed; the caller gives the descriptors up.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) })?;
+        }
+        first = fd.saturating_add(1).max(first);
+    }
+    Ok(())
 }
 
 /// Replaces this program by the one behind `file`; returns only on failure.

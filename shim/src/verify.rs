@@ -18,7 +18,7 @@ use crate::cli::Verify;
 use crate::image::Image;
 use crate::init::Filters;
 use crate::store::{self, Entry, Executor, Record, start_time};
-use crate::{cgroups, net, proxy};
+use crate::{cgroups, guard, net, proxy, shields};
 
 /// Exit code where something differs from the plan.
 const DIFFERS: u8 = 3;
@@ -55,7 +55,7 @@ pub(crate) fn run(root: &Path, args: &Verify) -> Result<ExitCode> {
 
 /// The container of that id under this root, else of that id or its beginning
 /// under any root.
-fn find(root: &Path, id: &str) -> Result<Entry> {
+pub(crate) fn find(root: &Path, id: &str) -> Result<Entry> {
     let entry = Entry::new(root, id)?;
     if entry.directory.join("record.json").exists() {
         return Ok(entry);
@@ -105,7 +105,12 @@ fn observe(entry: &Entry, record: &Record, plan: &Plan) -> Result<Observed> {
     let root = Image::open(Path::new(&format!("/proc/{init}/root")))?;
     Ok(Observed {
         processes,
-        changed_mounts: mount_changes(&self::mounts(&before), &mounts, &[]),
+        changed_mounts: {
+            let shields: Vec<&str> = plan.guard.shields.iter().map(String::as_str).collect();
+            mount_changes(&self::mounts(&before), &mounts, &shields)
+        },
+        shields_up: shields::expected(entry, plan),
+        watcher: guard::alive(entry),
         mounts,
         host_namespaces: NAMESPACES
             .into_iter()

@@ -16,6 +16,7 @@ pub mod address;
 pub mod audit;
 pub mod control;
 pub mod decide;
+pub mod devices;
 pub mod glob;
 pub mod http;
 pub mod name;

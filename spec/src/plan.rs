@@ -9,6 +9,7 @@
 
 mod content;
 mod environment;
+mod guard;
 mod harden;
 mod identity;
 mod limits;
@@ -24,7 +25,8 @@ use serde::{Deserialize, Serialize};
 use crate::policy::{LandlockMode, NEEDED_READ_ONLY, NEEDED_READ_WRITE, Policy};
 use crate::seccomp::FilterPlan;
 pub use content::ContentView;
-pub use harden::harden;
+pub use guard::{GuardPlan, IdMap, OwnMount, ShieldFact, TOOL_FILES, ToolFact, exchange_ids};
+pub use harden::{DeviceRule, device_rules, harden};
 pub use identity::home_of;
 pub use limits::limit;
 
@@ -82,6 +84,10 @@ pub struct HostFacts {
     pub shares_pids_beyond: bool,
     /// Devices of the host that the policy names.
     pub devices: Vec<DeviceFact>,
+    /// Directories that the policy wants to shield.
+    pub shields: Vec<ShieldFact>,
+    /// Digests of the image, as the engine tells them; none where it does not.
+    pub image: Vec<String>,
 }
 
 /// What is known about the source of one mount.
@@ -103,6 +109,8 @@ pub struct MountFact {
     pub device: u64,
     /// See `device`.
     pub inode: u64,
+    /// Those of [`TOOL_FILES`] that a directory has.
+    pub tools: Vec<ToolFact>,
 }
 
 /// A device of the host.
@@ -170,6 +178,12 @@ pub struct Plan {
     pub start_hooks: Vec<Hook>,
     /// The engine's seccomp profile, compiled anew for every process.
     pub seccomp: Option<LinuxSeccomp>,
+    /// What is guarded from outside.
+    #[serde(default)]
+    pub guard: GuardPlan,
+    /// Size in bytes of a /tmp in memory.
+    #[serde(default)]
+    pub tmp: Option<i64>,
     /// What was changed and is worth telling the operator.
     pub notes: Vec<String>,
 }
@@ -181,6 +195,9 @@ pub struct RunAs {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// Supplementary groups that processes may keep of those they ask for.
+    #[serde(default)]
+    pub groups: Vec<u32>,
     /// HOME.
     pub home: String,
     /// Whether the image or engine asked for another one.
@@ -286,6 +303,7 @@ impl Plan {
         let mut refusals = Refusals::default();
         let mut notes = Vec::new();
         content::check(&policy.options, content, &mut refusals, &mut notes);
+        content::check_image(&policy.options, &host.image, &mut refusals, &mut notes);
         refuse::check(spec, policy, host, &mut refusals, &mut notes);
         if !host.pids_controller && policy.options.pids > 0 {
             refusals.add(
@@ -296,6 +314,9 @@ impl Plan {
         }
         let identity = identity::resolve(spec, policy, image, host, &mut refusals);
         let filesystem = filesystem(spec, policy, image, host, identity.as_ref(), &mut refusals);
+        let read_write = &filesystem.landlock.read_write;
+        let guard =
+            guard::resolve(spec, policy, host, identity.as_ref(), read_write, &mut refusals);
         let privileges = privileges::resolve(spec, policy, image, identity.as_ref(), &mut refusals);
         let (Some(identity), true) = (identity, refusals.0.is_empty()) else {
             return Err(InvalidPlan { refusals: refusals.0 });
@@ -340,6 +361,10 @@ impl Plan {
                 .and_then(|hooks| hooks.start_container().clone())
                 .unwrap_or_default(),
             nofile: host.nofile_max.min(policy.options.open_files),
+            guard,
+            tmp: policy.options.tmp.filter(|_| {
+                !mount_targets(spec, host).iter().any(|target| beneath("/tmp", &target.path))
+            }),
             seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
             identity,
             notes,
@@ -357,6 +382,7 @@ impl Plan {
             identity: RunAs {
                 uid: user.map_or(0, oci_spec::runtime::User::uid),
                 gid: user.map_or(0, oci_spec::runtime::User::gid),
+                groups: Vec::new(),
                 home: String::new(),
                 mapped: false,
                 origin: "the image".to_owned(),
@@ -378,6 +404,8 @@ impl Plan {
             // libcontainer runs them.
             start_hooks: Vec::new(),
             nofile: 0,
+            guard: GuardPlan::default(),
+            tmp: None,
             seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
             notes: vec!["NOT CONFINED: --policy observe".to_owned()],
         }
@@ -396,8 +424,9 @@ impl Plan {
         identity::check_worker_range(user.uid(), user.gid(), user.additional_gids().as_deref())?;
         let root = user.uid() == 0 && !self.allow_root;
         let mut home = None;
+        let groups = self.kept_groups(&process);
         if root {
-            harden::set_user(&mut process, self.identity.uid, self.identity.gid);
+            harden::set_user(&mut process, self.identity.uid, self.identity.gid, groups);
             home = Some(self.identity.home.as_str());
         } else {
             let gid = if user.gid() == 0 && user.uid() != 0 {
@@ -408,12 +437,18 @@ impl Plan {
             if user.uid() == self.identity.uid && user.uid() != 0 {
                 home = Some(self.identity.home.as_str());
             }
-            harden::set_user(&mut process, user.uid(), gid);
+            harden::set_user(&mut process, user.uid(), gid, groups);
         }
         let asked = process.env().clone().unwrap_or_default();
         process.set_env(Some(self.environment(&asked, home)));
         harden::restrict(&mut process, self.nofile, &self.capabilities);
         Ok(process)
+    }
+
+    /// Supplementary groups of those a process asks for that the policy names.
+    fn kept_groups(&self, process: &Process) -> Vec<u32> {
+        let asked = process.user().additional_gids().clone().unwrap_or_default();
+        asked.into_iter().filter(|gid| self.identity.groups.contains(gid)).collect()
     }
 
     /// The environment a confined process gets for the one asked for.
@@ -523,6 +558,7 @@ fn filesystem(
     let no_exec_mounts = read_write
         .iter()
         .filter(|path| policy.options.system_only && !beneath(path, "/dev") && !mounted(path))
+        .filter(|path| policy.options.tmp.is_none() || *path != "/tmp")
         .filter(real)
         .cloned()
         .collect();
@@ -709,7 +745,10 @@ fn dedup_by_path(made: &mut Vec<MakeDirectory>) {
 
 /// A mount that people or engines put into the container.
 pub(crate) struct Target {
+    /// Which of the spec's mounts it is.
+    pub(crate) number: usize,
     pub(crate) path: String,
+    pub(crate) directory: bool,
     pub(crate) read_only: bool,
     /// From the engine's own volume store: an image can ask for those.
     pub(crate) volume: bool,
@@ -751,6 +790,8 @@ pub(crate) fn mount_targets(spec: &Spec, host: &HostFacts) -> Vec<Target> {
         let volume = bind && parts.next() == Some("_data") && parts.nth(1) == Some("volumes");
         let engine_file = ENGINE_FILES.contains(&target.as_str());
         targets.push(Target {
+            number: n,
+            directory: fact.directory,
             read_only: has("ro") || engine_file,
             volume,
             named_bind: bind && !volume && !engine_file,

@@ -126,6 +126,10 @@ pub struct Observed {
     pub rules: Result<(), String>,
     /// Whether the proxy answers.
     pub proxy: bool,
+    /// Whether shields should be up.
+    pub shields_up: bool,
+    /// Whether the watcher of files runs; `None` where the runtime started none.
+    pub watcher: Option<bool>,
     /// How the mounts differ from those recorded at the start.
     pub changed_mounts: Vec<String>,
     /// Masked paths and whether something is there to mask.
@@ -176,6 +180,10 @@ fn container(plan: &Plan, observed: &Observed, found: &mut Vec<Difference>) {
     if !observed.proxy {
         add("network", "the sandbox's proxy does not answer".to_owned());
     }
+    let guarded = !plan.guard.watched.is_empty() || !plan.guard.private.is_empty();
+    if guarded && observed.watcher != Some(true) {
+        add("files", "the watcher of the sandbox's files does not run".to_owned());
+    }
     if observed.processes.is_empty() {
         add("processes", "the container has none".to_owned());
     }
@@ -201,6 +209,14 @@ fn mounts(plan: &Plan, observed: &Observed, found: &mut Vec<Difference>) {
     }
     for path in &plan.no_exec_mounts {
         demand(path, &["noexec"]);
+    }
+    for own in &plan.guard.own_mounts {
+        let shield = plan.guard.shields.iter().any(|p| p.trim_end_matches('/') == own.path);
+        let locked = if shield { observed.shields_up } else { own.read_only };
+        demand(&own.path, if locked { &["ro"] } else { &[] });
+    }
+    if plan.tmp.is_some() && at("/tmp").is_none_or(|mount| mount.kind != "tmpfs") {
+        add("`/tmp` is no file system in memory".to_owned());
     }
     for (path, there) in &observed.masked {
         if *there && at(path).is_none() {
@@ -277,9 +293,20 @@ fn identity(plan: &Plan, process: &Process, add: &mut impl FnMut(&'static str, S
     if ids.clone().any(|id| (WORKER_UID_BASE..WORKER_UID_END).contains(id)) {
         add("user", "it has the identity of a proxy".to_owned());
     }
+    if plan.filter.identities.is_none()
+        && let Some(stranger) = process
+            .groups
+            .iter()
+            .find(|gid| !process.gids.contains(gid) && !plan.identity.groups.contains(gid))
+    {
+        add("user", format!("it is in the group {stranger}, which the plan does not name"));
+    }
     // seccomp cannot read the list that setgroups(2) is given.
     if let Some(known) = &plan.filter.identities
-        && let Some(stranger) = process.groups.iter().find(|gid| !known.contains(gid))
+        && let Some(stranger) = process
+            .groups
+            .iter()
+            .find(|gid| !known.contains(gid) && !plan.identity.groups.contains(gid))
     {
         add("user", format!("it is in the group {stranger}, which the plan does not name"));
     }
@@ -326,7 +353,7 @@ pub fn mount_changes(before: &[Mount], now: &[Mount], ignored: &[&str]) -> Vec<S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{LandlockPlan, RunAs};
+    use crate::plan::{GuardPlan, LandlockPlan, RunAs};
     use crate::seccomp::FilterPlan;
 
     fn plan() -> Plan {
@@ -337,6 +364,7 @@ mod tests {
             identity: RunAs {
                 uid: 1000,
                 gid: 1000,
+                groups: vec![44],
                 home: "/sandbox".to_owned(),
                 mapped: false,
                 origin: String::new(),
@@ -358,6 +386,8 @@ mod tests {
             nofile: 1024,
             start_hooks: Vec::new(),
             seccomp: None,
+            guard: GuardPlan::default(),
+            tmp: None,
             notes: Vec::new(),
         }
     }
@@ -394,6 +424,8 @@ mod tests {
             filters: 6,
             rules: Ok(()),
             proxy: true,
+            shields_up: false,
+            watcher: None,
             changed_mounts: Vec::new(),
             masked: vec![("/proc/kcore".to_owned(), true), ("/proc/acpi".to_owned(), false)],
         }

@@ -10,8 +10,9 @@ use nemoclaw_tests::{Outcome, binary, contains, equal, repository};
 type Body = fn(Engine) -> Outcome;
 
 /// Trials by row of the table of controls.
-const TRIALS: [(&str, Body); 13] = [
+const TRIALS: [(&str, Body); 15] = [
     ("07_09_system_paths_are_read_only_and_work_places_writable", paths),
+    ("08_shields_lock_a_running_sandbox", shields),
     ("10_landlock_closes_what_no_mount_does", landlock),
     ("11_no_capability_is_left_in_init_and_exec", capabilities),
     ("12_the_gateway_is_another_user_s", gateway),
@@ -21,6 +22,7 @@ const TRIALS: [(&str, Body); 13] = [
     ("16_path_and_environment_are_locked", environment),
     ("17_the_toolchain_is_hidden_and_what_is_made_does_not_run", toolchain),
     ("18_a_file_that_changed_stops_the_start", integrity),
+    ("19_private_files_keep_their_modes", private),
     ("no_attempt_succeeds_in_init", attempts_in_init),
     ("no_attempt_succeeds_in_exec", attempts_in_exec),
     ("verify_is_quiet", verify),
@@ -176,6 +178,30 @@ fn integrity(engine: Engine) -> Outcome {
     let done = engine.run("nemoclaw-integrity", "base", &["echo", "ran"]);
     equal("it ran", &done.out.contains("ran\n"), &false)?;
     contains("words", &done.text(), "`/etc/debian_version` has the digest")
+}
+
+/// /sandbox/agent/config of the image, locked from the start.
+fn shields(engine: Engine) -> Outcome {
+    let container = Running::start(engine, "nemoclaw-shields", "stepdown", &["sleep", "900"])?;
+    let write = "(echo x >/sandbox/agent/config/x) 2>/dev/null && echo wrote; chmod 700 /sandbox/agent/config 2>/dev/null && echo mode; mv /sandbox/agent /sandbox/other 2>/dev/null && echo moved; echo done";
+    let written =
+        |container: &Running| container.exec("0", &["sh", "-c", write]).ok().map(|done| done.out);
+    equal("up", &written(&container)?, &"done\n".to_owned())?;
+    let program = binary("nemoclaw").display().to_string();
+    let shields = |verb: &str| engine.inside(&[&program, "shields", verb, &container.id]);
+    shields("down").ok()?;
+    equal("down", &written(&container)?, &"wrote\nmode\ndone\n".to_owned())?;
+    shields("up").ok()?;
+    equal("up again", &written(&container)?, &"done\n".to_owned())?;
+    let done = engine.inside(&[&program, "verify", &container.id]);
+    equal("verify", &done.code, &0).map_err(|_differs| done.text().into())
+}
+
+fn private(engine: Engine) -> Outcome {
+    let container = Running::start(engine, "nemoclaw-private", "base", &["sleep", "900"])?;
+    let script = "cd /sandbox; mkdir -p agents/a; ln -s /sandbox/other agents/a/link; echo t >other; chmod 644 other; echo t >agents/a/auth.json; chmod 666 agents/a/auth.json
+for n in $(seq 100); do [ $(stat -c %a agents/a/auth.json) = 600 ] && break; sleep 0.1; done; stat -c %a agents/a/auth.json other";
+    equal("modes", &container.exec("0", &["sh", "-c", script]).ok()?.out, &"600\n644\n".to_owned())
 }
 
 fn judge(text: &str) -> Outcome {

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         ("half_close_and_large_streams_pass_unchanged", streams),
         ("aserver_that_speaks_first_works", server_first),
         ("loopback_and_published_ports_work", ingress),
+        ("only_what_ingress_admits_connects_in", admitted),
         ("service_names_of_a_user_network_resolve", services),
         ("a_container_that_joins_another_shares_its_proxy", joins),
         ("names_written_by_the_engine_are_judged_by_name", extra_hosts),
@@ -329,6 +330,59 @@ fn ingress() -> Outcome {
         "hack/engine upstream docker20 curl -s -m 5 -o /dev/null -w '%{http_code}' http://203.0.113.1:8099/",
     );
     equal("published", &done.out, &"200".to_owned())
+}
+
+const LISTENERS: &str = "
+import socket, threading
+def serve(port):
+    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(('0.0.0.0', port)); s.listen()
+    while True:
+        c = s.accept()[0]; c.sendall(b'tcp'); c.close()
+for port in (8080, 8081, 8082): threading.Thread(target=serve, args=(port,), daemon=True).start()
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('0.0.0.0', 5353))
+v = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); v.bind(('0.0.0.0', 5354))
+def answer(s):
+    while True:
+        d, a = s.recvfrom(99); s.sendto(b'udp', a)
+threading.Thread(target=answer, args=(v,), daemon=True).start()
+open('/tmp/ready', 'w')
+answer(u)";
+
+fn admitted() -> Outcome {
+    let words = |runtime| Container::start_with(runtime, IMAGE, &[], &["python3", "-c", LISTENERS]);
+    let (held, open) = (words("nemoclaw-ingress")?, words("nemoclaw")?);
+    let address = |container: &Container| -> Result<String, Failed> {
+        container.sh("until [ -e /tmp/ready ]; do sleep 0.1; done").ok()?;
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        Ok(docker(&["inspect", "-f", format, &container.name]).ok()?.out.trim().to_owned())
+    };
+    let from_neighbour = |container: &Container| -> Result<String, Failed> {
+        let script = format!(
+            "import socket
+for port in (8080, 8081, 8082):
+    try: print(port, socket.create_connection(('{0}', port), 2).recv(9).decode())
+    except OSError: print(port, 'no')
+for port in (5353, 5354):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2); s.sendto(b'q', ('{0}', port))
+    try: print(port, s.recv(9).decode())
+    except OSError: print(port, 'no')",
+            address(container)?
+        );
+        Ok(run("runc", &[], IMAGE, &["python3", "-c", &script]).ok()?.out)
+    };
+    equal(
+        "with ingress",
+        &from_neighbour(&held)?,
+        &"8080 tcp\n8081 no\n8082 no\n5353 udp\n5354 no\n".to_owned(),
+    )?;
+    equal(
+        "without",
+        &from_neighbour(&open)?,
+        &"8080 tcp\n8081 tcp\n8082 tcp\n5353 no\n5354 no\n".to_owned(),
+    )?;
+    let own = "python3 -c \"import socket; print(socket.create_connection(('127.0.0.1', 8082), 2).recv(9).decode())\"";
+    equal("its own loopback", &held.sh(own).ok()?.out, &"tcp\n".to_owned())
 }
 
 fn services() -> Outcome {

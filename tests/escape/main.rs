@@ -1,6 +1,7 @@
 //! What must not work from inside, each trial named by the attack.
 
 mod attempts;
+mod files;
 mod layouts;
 mod privileges;
 mod verify;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         ("injected_variables_do_not_reach_a_process", injected),
     ];
     trials.extend(attempts::TRIALS);
+    trials.extend(files::TRIALS);
     trials.extend(layouts::TRIALS);
     trials.extend(privileges::TRIALS);
     trials.extend(verify::TRIALS);

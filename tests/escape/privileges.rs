@@ -5,7 +5,7 @@ use nemoclaw_tests::{Outcome, contains, equal};
 
 const IMAGE: &str = "nemoclaw-test/base";
 
-pub(super) const TRIALS: [crate::Named; 8] = [
+pub(super) const TRIALS: [crate::Named; 10] = [
     ("a_kept_capability_is_there_in_init_and_exec_and_no_other", kept),
     ("a_debugger_works_where_policy_says_so_and_only_there", debugger),
     ("writable_places_run_nothing_under_system_only", system_only),
@@ -13,6 +13,8 @@ pub(super) const TRIALS: [crate::Named; 8] = [
     ("root_that_policy_keeps_sets_no_id_bits", root),
     ("an_entry_point_steps_down_and_exec_cannot_reach_the_gateway", step_down),
     ("memory_and_processors_stay_within_the_policy", limits),
+    ("groups_are_kept_where_policy_names_them", groups),
+    ("tmp_has_the_size_that_policy_says", sized_tmp),
     ("a_device_is_given_only_where_policy_names_it", device),
 ];
 
@@ -193,4 +195,35 @@ fn device() -> Outcome {
         &["stat", "-c", "%t:%T", "/dev/fuse"],
     );
     equal("given", &given.ok()?.out.trim().to_owned(), &"a:e5".to_owned())
+}
+
+fn groups() -> Outcome {
+    let options =
+        ["--user", "1000:1000", "--group-add", "44", "--group-add", "29", "--group-add", "27"];
+    let kept = run("nemoclaw-keep", &options, IMAGE, &["id", "-G"]).ok()?;
+    equal(
+        "named",
+        &kept.out.trim().split(' ').collect::<std::collections::BTreeSet<_>>(),
+        &["1000", "29", "44"].into(),
+    )?;
+    let container = Container::start("nemoclaw-keep", IMAGE, &options)?;
+    let exec = docker(&["exec", "-u", "1000:1000", &container.name, "id", "-G"]).ok()?;
+    equal("exec", &exec.out.contains("27"), &false)?;
+    let cleared = run("nemoclaw", &options, IMAGE, &["id", "-G"]).ok()?;
+    equal("not named", &cleared.out, &"1000\n".to_owned())
+}
+
+fn sized_tmp() -> Outcome {
+    let script = "id -u; head -c 4M /dev/zero >/tmp/a && echo four; head -c 16M /dev/zero >/tmp/b 2>/dev/null || echo full; stat -f -c %T /tmp; stat -c %a /tmp";
+    let done = run("nemoclaw-keep", &[], IMAGE, &["sh", "-c", script]).ok()?;
+    equal("sized", &done.out, &"10001\nfour\nfull\ntmpfs\n1777\n".to_owned())?;
+    // The engine's own is left as it is.
+    let options = ["--tmpfs", "/tmp:size=64m,mode=1777"];
+    let done = run(
+        "nemoclaw-keep",
+        &options,
+        IMAGE,
+        &["sh", "-c", "head -c 16M /dev/zero >/tmp/b && echo more"],
+    );
+    equal("the engine's", &done.ok()?.out, &"more\n".to_owned())
 }

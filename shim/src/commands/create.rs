@@ -24,8 +24,9 @@ use crate::init::{ConfinedInit, Filters, Outcome};
 use crate::policy::{self, Selected};
 use crate::proxy::{self, Starting};
 use crate::report::{CodedError, Report};
+use crate::stage::Stage;
 use crate::store::{self, Entry, Executor, Record, VERSION};
-use crate::{bundle, cgroups, exec, facts, mounts, net, reexec, stdio, steps, weaken};
+use crate::{bundle, cgroups, exec, facts, guard, mounts, net, reexec, stdio, steps, weaken};
 
 /// Creates a container; on any failure nothing is left of it.
 pub(super) fn create(invocation: &Invocation, args: &Create) -> Result<()> {
@@ -41,7 +42,7 @@ fn launch(invocation: &Invocation, args: &Create, detached: bool) -> Result<i32>
     let selected = policy::select(invocation.policy.as_deref())?;
     steps::reached("create:policy");
     let image = Image::open(&bundle::rootfs(&args.bundle, &spec)?)?;
-    let host = facts::gather(&spec, &selected.policy);
+    let host = facts::gather(&spec, &selected.policy, &image, &args.id);
     let mut plan = plan(invocation, &spec, &selected, &image, &host)?;
     let recorded = weaken::plan(&plan, &spec).map(|weak| std::mem::replace(&mut plan, weak));
     steps::reached("create:planned");
@@ -107,6 +108,7 @@ impl Sandbox<'_> {
             facts::cgroup_v1(),
         );
         cgroups::mount_by_hand(&mut hardened);
+        let staged = self.stage(&mut hardened)?;
         weaken::spec(&mut hardened);
         let shadow = bundle::write(&self.entry, hardened, &rootfs)?;
         steps::reached("create:bundle");
@@ -121,7 +123,9 @@ impl Sandbox<'_> {
             _ => Some(Starting::spawn()?),
         };
         steps::reached("create:proxy-spawned");
-        let (pid, landlock) = match self.build(invocation, &shadow, filters) {
+        let built = self.build(invocation, &shadow, filters);
+        let left = staged.map_or(Ok(()), Stage::leave);
+        let (pid, landlock) = match built.and_then(|built| left.map(|()| built)) {
             Ok(built) => built,
             Err(error) => {
                 if let Some(starting) = &mut starting {
@@ -132,13 +136,7 @@ impl Sandbox<'_> {
         };
         steps::reached("create:built");
         record.born(pid);
-        if self.plan.confined {
-            mounts::verify(pid, &self.spec, &self.host, &self.plan.masked)?;
-            if !weaken::left_away("root_mount") {
-                mounts::restrict_root(pid)?;
-            }
-            self.remember(&record, landlock)?;
-        }
+        self.check(pid, &record, landlock)?;
         self.give_terminal(pid)?;
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
         let inode = proxy::inode(&netns)?;
@@ -160,6 +158,10 @@ impl Sandbox<'_> {
                 );
             }
         }
+        if let Some(name) = record.sandbox.as_deref().and_then(Path::file_name) {
+            guard::start(&self.entry, pid, &name.to_string_lossy(), &self.plan.guard)
+                .context("files: they cannot be watched")?;
+        }
         record.locked = true;
         self.entry.save(&record)?;
         if let Some(socket) = &self.args.pidfd_socket {
@@ -170,6 +172,22 @@ impl Sandbox<'_> {
         }
         steps::reached("create:done");
         Ok(pid)
+    }
+
+    /// What is checked and done before anything of the user's can run.
+    fn check(&self, pid: i32, record: &Record, landlock: Option<String>) -> Result<()> {
+        if !self.plan.confined {
+            return Ok(());
+        }
+        mounts::verify(pid, &self.spec, &self.host, &self.plan.masked)?;
+        mounts::verify_own(pid, &self.plan.guard.own_mounts)?;
+        if !weaken::left_away("devices") {
+            cgroups::restrict_devices(pid, &self.spec)?;
+        }
+        if !weaken::left_away("root_mount") {
+            mounts::restrict_root(pid)?;
+        }
+        self.remember(record, landlock)
     }
 
     /// What `verify` compares with later: Landlock's proof, and the mounts.
@@ -238,6 +256,49 @@ impl Sandbox<'_> {
         Ok(Some(path))
     }
 
+    /// Exchanges the ids of the mounted workspace, where the plan says so.
+    fn stage(&self, hardened: &mut Spec) -> Result<Option<Stage>> {
+        let Some(map) = &self.plan.guard.id_map else { return Ok(None) };
+        let at =
+            |mount: &&mut oci_spec::runtime::Mount| mount.destination() == Path::new(&map.path);
+        let mut mounts = hardened.mounts().clone().unwrap_or_default();
+        let number = self
+            .spec
+            .mounts()
+            .iter()
+            .flatten()
+            .position(|mount| mount.destination() == Path::new(&map.path));
+        let source = number.and_then(|number| self.host.mounts.get(number));
+        let Some(source) = source.map(|fact| PathBuf::from(&fact.source)) else { return Ok(None) };
+        let mut stage = Stage::enter().context("mounts")?;
+        let prepared = stage.prepare(&source, Some(map));
+        let Some(place) = prepared.context("mounts")? else {
+            stage.leave()?;
+            self.report.note(&format!(
+                "nemoclaw {}: the file system of {} cannot exchange ids: its files stay those of user {}, and the container's user is {}",
+                self.entry.id,
+                source.display(),
+                map.host.0,
+                map.container.0,
+            ));
+            return Ok(None);
+        };
+        if let Some(mount) = mounts.iter_mut().rev().find(at) {
+            mount.set_source(Some(place.clone()));
+        }
+        // Parts of the workspace that have mounts of their own.
+        for mount in &mut mounts {
+            let inside = mount.destination().starts_with(&map.path);
+            let rest = mount.source().as_ref().and_then(|own| own.strip_prefix(&source).ok());
+            if let Some(rest) = rest.filter(|rest| inside && !rest.as_os_str().is_empty()) {
+                let moved = place.join(rest);
+                mount.set_source(Some(moved));
+            }
+        }
+        hardened.set_mounts(Some(mounts));
+        Ok(Some(stage))
+    }
+
     /// Lets libcontainer make the container; init waits at the end of it.
     #[expect(
         clippy::redundant_closure_for_method_calls,
@@ -300,10 +361,13 @@ impl Sandbox<'_> {
                 steps::reached("create:namespace");
                 net::lock(
                     &netns,
-                    if observe {
+                    &if observe {
                         net::Kind::Observed
                     } else {
-                        net::Kind::Locked { engine_resolver: !self.plan.allow_root }
+                        net::Kind::Locked {
+                            engine_resolver: !self.plan.allow_root,
+                            ingress: self.selected.policy.options.ingress.clone(),
+                        }
                     },
                 )?;
                 steps::reached("create:locked");

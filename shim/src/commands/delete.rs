@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 
 use super::signal;
 use crate::store::Entry;
-use crate::{cgroups, proxy};
+use crate::{cgroups, guard, proxy};
 
 /// Removes a container. With `force`, a running one is killed and a missing
 /// one is no error: engines delete twice.
@@ -30,6 +30,7 @@ pub(super) fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
     } else if record.is_none() && !force {
         bail!("container {id} does not exist");
     }
+    guard::end(&entry);
     if let Some(path) = record.as_ref().and_then(|record| record.cgroup.as_deref()) {
         cgroups::remove(path);
     }

@@ -31,6 +31,9 @@ enum Verb {
         /// Only refusals
         #[arg(long)]
         denied: bool,
+        /// What happened to guarded files instead: tool files, private modes, shields
+        #[arg(long, conflicts_with = "denied")]
+        findings: bool,
     },
 }
 
@@ -45,7 +48,9 @@ fn main() -> ExitCode {
     let result = match invocation.verb {
         Verb::Policy(verb) => policy::run(&verb),
         Verb::Presets(verb) => policy::presets(&verb),
-        Verb::Logs { sandbox, denied } => policy::logs(sandbox.as_deref(), denied),
+        Verb::Logs { sandbox, denied, findings } => {
+            policy::logs(sandbox.as_deref(), denied, findings)
+        }
     };
     result.unwrap_or_else(|error| {
         // `nemoclaw logs | head` is no failure.

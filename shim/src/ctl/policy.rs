@@ -62,6 +62,10 @@ pub(crate) enum Verb {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// The policy and the plan of a running container instead: its id, or
+        /// the beginning of it
+        #[arg(long, value_name = "ID", conflicts_with = "policy")]
+        container: Option<String>,
         /// A file or name; the built-in baseline without
         #[arg(default_value = "baseline")]
         policy: String,
@@ -147,7 +151,8 @@ pub(crate) fn run(verb: &Verb) -> Result<ExitCode> {
         Verb::Explain(question) => explained(question),
         Verb::Lint { json, policies } => lint(policies, *json),
         Verb::Diff { json, before, after } => compare(before, after, *json),
-        Verb::Show { effective, json, policy } => show(policy, *effective, *json),
+        Verb::Show { container: Some(id), .. } => show_plan(id),
+        Verb::Show { effective, json, policy, container: None } => show(policy, *effective, *json),
         Verb::Export { policy, json, .. } => export(policy, *json),
         Verb::Schema { .. } => done(&serde_json::to_string_pretty(&reference::schema())?),
         Verb::Reference => done(reference::markdown().trim_end()),
@@ -471,6 +476,36 @@ fn compare(before: &str, after: &str, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The plan of a running container, as the runtime recorded it.
+fn show_plan(id: &str) -> Result<ExitCode> {
+    let listed = |directory: PathBuf| {
+        fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+    };
+    let mut found: Vec<PathBuf> = listed(PathBuf::from("/run/nemoclaw/containers"))
+        .flat_map(listed)
+        .filter(|path| {
+            !id.is_empty()
+                && path
+                    .file_name()
+                    .is_some_and(|name| name.as_encoded_bytes().starts_with(id.as_bytes()))
+        })
+        .collect();
+    match (found.pop(), found.is_empty()) {
+        (Some(directory), true) => {
+            let path = directory.join("plan.json");
+            let text =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let plan: serde_json::Value = serde_json::from_slice(&text)?;
+            done(&format!("{plan:#}"))
+        }
+        (Some(_), false) => bail!("several containers' ids begin with `{}`", id.escape_debug()),
+        (None, _) => bail!(
+            "there is no container `{}`; write an id of `docker ps`, and run it as root",
+            id.escape_debug()
+        ),
+    }
+}
+
 fn show(name: &str, effective: bool, json: bool) -> Result<ExitCode> {
     if !effective && !json {
         return done(text_of(name)?.0.trim_end());
@@ -578,7 +613,7 @@ fn done(text: &str) -> Result<ExitCode> {
 }
 
 /// Prints audit records of one or all sandboxes.
-pub(crate) fn logs(sandbox: Option<&str>, denied: bool) -> Result<ExitCode> {
+pub(crate) fn logs(sandbox: Option<&str>, denied: bool, findings: bool) -> Result<ExitCode> {
     let directory = Path::new("/var/log/nemoclaw");
     let mut files: Vec<PathBuf> = fs::read_dir(directory)
         .with_context(|| format!("there are no records in {}", directory.display()))?
@@ -590,9 +625,16 @@ pub(crate) fn logs(sandbox: Option<&str>, denied: bool) -> Result<ExitCode> {
                 .file_stem()
                 .map(|stem| stem.to_string_lossy().into_owned())
                 .unwrap_or_default();
-            sandbox.is_none_or(|wanted| name.starts_with(wanted))
+            name.ends_with(".findings") == findings
+                && sandbox.is_none_or(|wanted| name.starts_with(wanted))
         })
         .collect();
+    if let (Some(wanted), true, false) = (sandbox, files.is_empty(), findings) {
+        bail!(
+            "there are no records of a sandbox `{}`; ids are those of `docker ps`",
+            wanted.escape_debug()
+        );
+    }
     files.sort();
     let mut lines = Vec::new();
     for file in files {

@@ -6,7 +6,9 @@
 
 use std::io;
 
+use ipnet::IpNet;
 use nemoclaw_spec::control::{CAPTURE_PORT, DNS_PORT, INBOUND_MARK, PACKET_MARK, POOL_V4, POOL_V6};
+use nemoclaw_spec::policy::Ingress;
 use nix::sys::socket::SockProtocol;
 
 use super::netlink::{ACK, APPEND, Buffer, CREATE, DUMP, EXCLUSIVE, REQUEST, dump, exchange};
@@ -46,7 +48,7 @@ const NFPROTO_IPV6: u8 = 10;
 const DOCKER_RESOLVER: [u8; 4] = [127, 0, 0, 11];
 
 /// What the rules are for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum Kind {
     /// Nothing leaves but the proxy's packets.
     Locked {
@@ -54,6 +56,8 @@ pub(crate) enum Kind {
         /// engine's resolver and nothing else: no process of the sandbox can
         /// be root. Docker 20.10 forwards names from inside the namespace.
         engine_resolver: bool,
+        /// What may connect in; `None` for any TCP.
+        ingress: Option<Vec<Ingress>>,
     },
     /// Connections are recorded; nothing is closed but metadata services.
     Observed,
@@ -61,7 +65,7 @@ pub(crate) enum Kind {
 
 /// # Errors
 /// When the kernel refuses the batch; nothing of it is in force then.
-pub(super) fn install(kind: Kind) -> io::Result<()> {
+pub(super) fn install(kind: &Kind) -> io::Result<()> {
     match write(kind, false) {
         // A namespace that an engine made and we locked before: replace.
         Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => write(kind, true),
@@ -69,7 +73,7 @@ pub(super) fn install(kind: Kind) -> io::Result<()> {
     }
 }
 
-fn write(kind: Kind, replace: bool) -> io::Result<()> {
+fn write(kind: &Kind, replace: bool) -> io::Result<()> {
     let mut batch = Batch::default();
     batch.bracket(BATCH_BEGIN);
     if replace {
@@ -78,7 +82,11 @@ fn write(kind: Kind, replace: bool) -> io::Result<()> {
     batch.add(NEW_TABLE, CREATE | EXCLUSIVE, |m| m.text(1, TABLE));
     match kind {
         Kind::Observed => observed(&mut batch),
-        Kind::Locked { engine_resolver } => locked(&mut batch, engine_resolver),
+        Kind::Locked { engine_resolver, ingress } => {
+            locked(&mut batch, *engine_resolver);
+            inbound(&mut batch, ingress.as_deref());
+            batch.chain("forward", "filter", HOOK_FORWARD, 0, DROP);
+        }
     }
     batch.bracket(BATCH_END);
     exchange(SockProtocol::NetlinkNetFilter, &batch.buffer, batch.answers)
@@ -181,15 +189,50 @@ fn locked(batch: &mut Batch, engine_resolver: bool) {
     batch.rule("input", |r| r.connection_mark_is(PACKET_MARK).verdict(ACCEPT));
     batch.rule("input", |r| r.connection_mark_is(INBOUND_MARK).verdict(ACCEPT));
     batch.rule("input", |r| r.neighbour_discovery().verdict(ACCEPT));
-    // Published ports and neighbours; replies leave by this mark only.
-    batch.rule("input", |r| {
-        r.protocol_is(TCP)
-            .opens_connection()
-            .connection_is_new()
-            .set_connection_mark(INBOUND_MARK)
-            .verdict(ACCEPT)
-    });
-    batch.chain("forward", "filter", HOOK_FORWARD, 0, DROP);
+}
+
+/// New connections from outside; replies leave by their mark only.
+fn inbound(batch: &mut Batch, ingress: Option<&[Ingress]>) {
+    let Some(entries) = ingress else {
+        // Published ports and neighbours.
+        batch.rule("input", |r| {
+            r.protocol_is(TCP)
+                .opens_connection()
+                .connection_is_new()
+                .set_connection_mark(INBOUND_MARK)
+                .verdict(ACCEPT)
+        });
+        return;
+    };
+    for entry in entries {
+        let anywhere = [None];
+        let from: Vec<Option<&IpNet>> = if entry.from.is_empty() {
+            anywhere.to_vec()
+        } else {
+            entry.from.iter().map(Some).collect()
+        };
+        for range in from {
+            batch.rule("input", |r| {
+                let r = match range {
+                    None => r,
+                    Some(IpNet::V4(range)) => r
+                        .network_is(NFPROTO_IPV4)
+                        .payload(1, 12, 4)
+                        .prefix(&range.network().octets(), range.prefix_len()),
+                    Some(IpNet::V6(range)) => r
+                        .network_is(NFPROTO_IPV6)
+                        .payload(1, 8, 16)
+                        .prefix(&range.network().octets(), range.prefix_len()),
+                };
+                let r = if entry.udp {
+                    r.protocol_is(UDP).port_is(entry.port)
+                } else {
+                    r.protocol_is(TCP).port_is(entry.port).opens_connection()
+                };
+                r.connection_is_new().set_connection_mark(INBOUND_MARK).verdict(ACCEPT)
+            });
+        }
+    }
 }
 
 /// Under `observe` connections pass through the proxy to be recorded, and

@@ -39,7 +39,17 @@ pub(super) fn check(
             "restore the file, or write its new digest in the policy",
         );
     }
+    // Without the key, neighbours may connect in.
+    let reachable = options.ingress.as_ref().is_none_or(|ingress| {
+        ingress.iter().any(|entry| {
+            let loopback = |range: &ipnet::IpNet| range.network().is_loopback();
+            entry.from.is_empty() || !entry.from.iter().all(loopback)
+        })
+    });
     for assertion in &options.assertions {
+        if assertion.when_ingress && !reachable {
+            continue;
+        }
         let Some(why) = fails(assertion, view) else { continue };
         let text = format!("`{}` {why}", assertion.file.escape_debug());
         if assertion.warn {
@@ -51,6 +61,39 @@ pub(super) fn check(
                 "correct the file, or write `otherwise: warn` in the policy",
             );
         }
+    }
+}
+
+/// Whether the image is one of those that policy names by digest.
+pub(super) fn check_image(
+    options: &Options,
+    known: &[String],
+    refusals: &mut Refusals,
+    notes: &mut Vec<String>,
+) {
+    let unknown = "the engine does not tell the image's digest";
+    let named = known.iter().any(|digest| options.image_digests.contains(digest));
+    if named || options.image_digests.is_empty() {
+        // As it should be.
+    } else if !known.is_empty() {
+        let shown: Vec<String> =
+            known.iter().take(4).map(|digest| digest.escape_debug().to_string()).collect();
+        refusals.add(
+            "image",
+            format!(
+                "the image has the digest {}, which the policy does not name",
+                shown.join(", ")
+            ),
+            "start an image that the policy names, or add the digest to `images: {digests: [...]}`",
+        );
+    } else if options.unknown_image_refused {
+        refusals.add(
+            "image",
+            unknown.to_owned(),
+            "write `images: {docker_socket: /run/docker.sock}` under Docker or `images: {cri: true}` under Kubernetes, or `unknown: warn`",
+        );
+    } else {
+        notes.push(format!("image: {unknown}, so it was not compared with the policy's"));
     }
 }
 
@@ -78,13 +121,18 @@ fn fails(assertion: &Assertion, view: &dyn ContentView) -> Option<String> {
             None => return Some(format!("does not say `{}`", assertion.path.escape_debug())),
         }
     }
-    (!same(&value, &assertion.equals)).then(|| {
-        format!(
-            "says something else at `{}` than {}",
-            assertion.path.escape_debug(),
-            assertion.equals
-        )
-    })
+    let path = assertion.path.escape_debug();
+    if let Some(wanted) = &assertion.equals {
+        let fine = same(&value, wanted);
+        return (!fine).then(|| format!("says something else at `{path}` than {wanted}"));
+    }
+    let known = |value: &Json| assertion.within.iter().any(|wanted| same(value, wanted));
+    let fine = match &value {
+        Json::Array(list) => list.iter().all(known),
+        other => known(other),
+    };
+    let wanted = || Json::Array(assertion.within.clone());
+    (!fine).then(|| format!("says something at `{path}` that is none of {}", wanted()))
 }
 
 /// YAML writes 1 where JSON may have 1.0.
@@ -150,6 +198,33 @@ mod tests {
         assert!(refused[0].contains("is not JSON"), "{refused:?}");
         let (refused, _) = checked("{assertions: [{file: /none, path: a, equals: 1}]}");
         assert!(refused[0].contains("is not there"), "{refused:?}");
+    }
+
+    #[test]
+    fn every_entry_of_a_list_must_be_one_of_those_named() {
+        let entry = |more: &str| {
+            checked(&format!("{{assertions: [{{file: /app/c.json, {more}}}]}}")).0.len()
+        };
+        assert_eq!(entry("path: gateway.origins, within: [a, b, c]"), 0);
+        assert_eq!(entry("path: gateway.origins, within: [a]"), 1);
+        assert_eq!(entry("path: gateway.n, within: [1]"), 0);
+        assert_eq!(entry("path: gateway.origins, within: []"), 1);
+    }
+
+    #[test]
+    fn an_assertion_about_ingress_is_asked_where_something_may_connect_in() {
+        let with = |ingress: &str| {
+            checked(&format!(
+                "{{assertions: [{{file: /app/c.json, path: gateway.auth, equals: false, when: ingress}}]{ingress}}}"
+            ))
+            .0
+            .len()
+        };
+        assert_eq!(with(""), 1);
+        assert_eq!(with(", ingress: []"), 0);
+        assert_eq!(with(", ingress: [{port: 8080}]"), 1);
+        assert_eq!(with(", ingress: [{port: 8080, from: [127.0.0.0/8]}]"), 0);
+        assert_eq!(with(", ingress: [{port: 8080, from: [127.0.0.1, 192.0.2.0/24]}]"), 1);
     }
 
     #[test]

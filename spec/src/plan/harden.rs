@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capability, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxPids,
-    LinuxResources, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process,
-    Spec,
+    Capability, LinuxCapabilities, LinuxDeviceCgroup, LinuxDeviceType, LinuxPids, LinuxResources,
+    Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 
 use super::refuse::STANDARD_DEVICES;
@@ -29,7 +28,16 @@ pub fn harden(
         // Ours to run, confined.
         hooks.set_start_container(None);
     }
+    mounts(&mut spec, plan, rootfs);
+    kernel(&mut spec, plan, cgroup_v1);
+    spec
+}
+
+/// The engine's mounts without devices and set-user-ID bits, and our own.
+fn mounts(spec: &mut Spec, plan: &Plan, rootfs: &str) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
+    // Before the engine's, so that none of them is hidden by it.
+    mounts.splice(0..0, plan.tmp.and_then(sized_tmp));
     for mount in &mut mounts {
         // Device nodes belong to /dev, which is a mount of its own.
         let bind = mount.typ().as_deref() == Some("bind")
@@ -62,12 +70,23 @@ pub fn harden(
         }
     }
     for path in &plan.read_only_mounts {
-        mounts.extend(own_mount(rootfs, path, "ro"));
+        mounts.extend(own_mount(&format!("{rootfs}{path}"), path, "ro"));
+    }
+    for own in &plan.guard.own_mounts {
+        mounts.extend(own_mount(&own.source, &own.path, if own.read_only { "ro" } else { "rw" }));
     }
     // First of all mounts, so that none of the engine's is hidden by them.
-    let no_exec = plan.no_exec_mounts.iter().filter_map(|path| own_mount(rootfs, path, "noexec"));
+    let no_exec = plan
+        .no_exec_mounts
+        .iter()
+        .filter_map(|path| own_mount(&format!("{rootfs}{path}"), path, "noexec"));
     mounts.splice(0..0, no_exec);
     spec.set_mounts(Some(mounts));
+}
+
+/// Masked and read-only paths, limits and devices.
+fn kernel(spec: &mut Spec, plan: &Plan, cgroup_v1: bool) {
+    let devices = device_rules(spec);
     if let Some(linux) = spec.linux_mut() {
         let mut masked = linux.masked_paths().clone().unwrap_or_default();
         let mut read_only = linux.readonly_paths().clone().unwrap_or_default();
@@ -91,7 +110,7 @@ pub fn harden(
         pids.set_limit(plan.pids);
         resources.set_pids((plan.pids > 0).then_some(pids));
         limit(&mut resources, plan, true);
-        resources.set_devices(Some(device_rules(linux.devices().as_deref().unwrap_or_default())));
+        resources.set_devices(Some(written(&devices)));
         // Raw cgroup v2 files could undo the limits above.
         let unified = resources.unified().clone().map(|files| {
             files
@@ -106,7 +125,6 @@ pub fn harden(
         resources.set_unified(unified);
         linux.set_resources(Some(resources));
     }
-    spec
 }
 
 /// Identity, environment, capabilities and limits of init.
@@ -114,52 +132,68 @@ fn privileges(spec: &mut Spec, plan: &Plan) {
     let Some(process) = spec.process_mut() else { return };
     let asked = process.env().clone().unwrap_or_default();
     process.set_env(Some(plan.environment(&asked, Some(&plan.identity.home))));
+    let groups = plan.kept_groups(process);
     if plan.step_down {
-        set_user(process, 0, 0);
+        set_user(process, 0, 0, groups);
         let mut capabilities: Vec<String> = STEP_DOWN.map(str::to_owned).to_vec();
         capabilities.extend(plan.capabilities.iter().cloned());
         restrict(process, plan.nofile, &[]);
         process.set_capabilities(Some(sets(&capabilities, false)));
     } else {
-        set_user(process, plan.identity.uid, plan.identity.gid);
+        set_user(process, plan.identity.uid, plan.identity.gid, groups);
         restrict(process, plan.nofile, &plan.capabilities);
     }
 }
 
-/// Nothing but the usual devices and what the spec lists, which has been
-/// checked: an image's own device nodes open nothing.
-fn device_rules(listed: &[LinuxDevice]) -> Vec<LinuxDeviceCgroup> {
-    let rule = |allow: bool,
-                typ: LinuxDeviceType,
-                major: Option<i64>,
-                minor: Option<i64>,
-                access: &str| {
+/// One device, or all of a major number, that a container may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceRule {
+    /// Whether it is a block device, else a character device.
+    pub block: bool,
+    /// Its major number; any where `None`.
+    pub major: Option<i32>,
+    /// Its minor number; any where `None`.
+    pub minor: Option<i32>,
+    /// Whether nodes of it may be made (mknod(2)).
+    pub make: bool,
+}
+
+/// The usual devices and what the spec lists, which has been checked: an image's
+/// own device nodes open nothing.
+pub fn device_rules(spec: &Spec) -> Vec<DeviceRule> {
+    let number = |value: i64| i32::try_from(value).unwrap_or(i32::MAX);
+    let standard = STANDARD_DEVICES.iter().map(|(major, minor)| DeviceRule {
+        block: false,
+        major: Some(number(*major)),
+        minor: minor.map(number),
+        make: true,
+    });
+    let listed = spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten());
+    let listed = listed.map(|device| DeviceRule {
+        block: device.typ() == LinuxDeviceType::B,
+        major: Some(number(device.major())),
+        minor: Some(number(device.minor())),
+        make: false,
+    });
+    standard.chain(listed).collect()
+}
+
+/// The same in the words of the OCI spec, for cgroup v1.
+fn written(rules: &[DeviceRule]) -> Vec<LinuxDeviceCgroup> {
+    let mut none = LinuxDeviceCgroup::default();
+    none.set_allow(false);
+    none.set_typ(Some(LinuxDeviceType::A));
+    none.set_access(Some("rwm".to_owned()));
+    let some = rules.iter().map(|device| {
         let mut rule = LinuxDeviceCgroup::default();
-        rule.set_allow(allow);
-        rule.set_typ(Some(typ));
-        rule.set_major(major);
-        rule.set_minor(minor);
-        rule.set_access(Some(access.to_owned()));
+        rule.set_allow(true);
+        rule.set_typ(Some(if device.block { LinuxDeviceType::B } else { LinuxDeviceType::C }));
+        rule.set_major(device.major.map(i64::from));
+        rule.set_minor(device.minor.map(i64::from));
+        rule.set_access(Some(if device.make { "rwm" } else { "rw" }.to_owned()));
         rule
-    };
-    let mut rules = vec![rule(false, LinuxDeviceType::A, None, None, "rwm")];
-    for (major, minor) in STANDARD_DEVICES {
-        rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rwm"));
-    }
-    for device in listed {
-        rules.push(rule(
-            true,
-            if device.typ() == LinuxDeviceType::B {
-                LinuxDeviceType::B
-            } else {
-                LinuxDeviceType::C
-            },
-            Some(device.major()),
-            Some(device.minor()),
-            "rw",
-        ));
-    }
-    rules
+    });
+    std::iter::once(none).chain(some).collect()
 }
 
 const CGROUP_V1: [&str; 15] = [
@@ -250,22 +284,34 @@ fn rlimit(typ: PosixRlimitType, (soft, hard): (u64, u64)) -> Option<PosixRlimit>
     PosixRlimitBuilder::default().typ(typ).soft(soft).hard(hard).build().ok()
 }
 
-/// Sets the identity; supplementary groups are cleared.
-pub(super) fn set_user(process: &mut Process, uid: u32, gid: u32) {
+/// Sets the identity; supplementary groups are cleared but for these.
+pub(super) fn set_user(process: &mut Process, uid: u32, gid: u32, groups: Vec<u32>) {
     let mut user = process.user().clone();
     user.set_uid(uid);
     user.set_gid(gid);
-    user.set_additional_gids(None);
+    user.set_additional_gids((!groups.is_empty()).then_some(groups));
     user.set_username(None);
     process.set_user(user);
 }
 
-/// A directory of the image, mounted over itself with an option more.
-fn own_mount(rootfs: &str, path: &str, option: &str) -> Option<Mount> {
+/// A /tmp in memory, of a size in bytes.
+fn sized_tmp(bytes: i64) -> Option<Mount> {
+    let size = format!("size={bytes}");
+    MountBuilder::default()
+        .destination("/tmp")
+        .typ("tmpfs")
+        .source("tmpfs")
+        .options(["nosuid", "nodev", "mode=1777", size.as_str()].map(str::to_owned).to_vec())
+        .build()
+        .ok()
+}
+
+/// A part of the container's files, mounted over itself with an option more.
+fn own_mount(source: &str, path: &str, option: &str) -> Option<Mount> {
     MountBuilder::default()
         .destination(path)
         .typ("bind")
-        .source(format!("{rootfs}{path}"))
+        .source(source)
         .options(["rbind", option, "nodev", "nosuid"].map(str::to_owned).to_vec())
         .build()
         .ok()

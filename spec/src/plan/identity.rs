@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::Spec;
 
-use super::{HostFacts, ImageView, Refusal, Refusals, RunAs, beneath, mount_targets};
+use super::{HostFacts, ImageView, Refusal, Refusals, RunAs, Target, beneath, mount_targets};
 use crate::control::{WORKER_UID_BASE, WORKER_UID_END};
 use crate::policy::{Identity, Policy};
 
@@ -78,7 +78,8 @@ pub(super) fn resolve(
     let mapped = chosen.mapped || mapped_group;
     let home =
         home(uid, &accounts, image, process.env().as_deref().unwrap_or_default(), chosen.mapped);
-    Some(RunAs { uid, gid, home, mapped, origin: chosen.origin.to_owned() })
+    let groups = named_groups(&policy.options.groups, image, refusals);
+    Some(RunAs { uid, gid, groups, home, mapped, origin: chosen.origin.to_owned() })
 }
 
 struct Choice {
@@ -88,22 +89,9 @@ struct Choice {
 }
 
 fn root_replacement(spec: &Spec, host: &HostFacts, accounts: &[Account]) -> Choice {
-    let cwd = spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();
-    let binds = mount_targets(spec, host);
-    let person = |path: &str| {
-        binds
-            .iter()
-            .filter(|mount| mount.named_bind && beneath(path, &mount.path))
-            .max_by_key(|mount| mount.path.len())
-            .filter(|mount| {
-                mount.uid >= FIRST_PERSON && mount.uid != u32::MAX && mount.gid != u32::MAX
-            })
-            .filter(|mount| check_worker_range(mount.uid, mount.gid, None).is_ok())
-            .map(|mount| (mount.uid, mount.gid))
-    };
-    if let Some(account) = person(&cwd).or_else(|| person("/sandbox")) {
+    if let Some(workspace) = workspace(spec, host) {
         return Choice {
-            account,
+            account: (workspace.uid, workspace.gid),
             origin: "root is mapped to the owner of the mounted workspace",
             mapped: true,
         };
@@ -121,6 +109,23 @@ fn root_replacement(spec: &Spec, host: &HostFacts, accounts: &[Account]) -> Choi
         origin: "root is mapped to a fixed unprivileged user",
         mapped: true,
     }
+}
+
+/// The bind mount that holds the working directory, else /sandbox, if it belongs
+/// to a person.
+pub(super) fn workspace(spec: &Spec, host: &HostFacts) -> Option<Target> {
+    let cwd = spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();
+    let person = |path: &str| {
+        mount_targets(spec, host)
+            .into_iter()
+            .filter(|mount| mount.named_bind && beneath(path, &mount.path))
+            .max_by_key(|mount| mount.path.len())
+            .filter(|mount| {
+                mount.uid >= FIRST_PERSON && mount.uid != u32::MAX && mount.gid != u32::MAX
+            })
+            .filter(|mount| check_worker_range(mount.uid, mount.gid, None).is_ok())
+    };
+    person(&cwd).or_else(|| person("/sandbox"))
 }
 
 fn from_policy(
@@ -156,6 +161,28 @@ fn from_policy(
     }
 }
 
+/// Supplementary groups that policy names; root's own only where root may be.
+fn named_groups(names: &[String], image: &dyn ImageView, refusals: &mut Refusals) -> Vec<u32> {
+    let mut groups = Vec::new();
+    for name in names {
+        let identity =
+            name.parse::<u32>().map_or_else(|_name| Identity::Name(name.clone()), Identity::Id);
+        let Some(gid) = group_id(&identity, image, refusals) else { continue };
+        if let Err(refusal) = check_worker_range(gid, gid, None) {
+            refusals.0.push(refusal);
+        } else if gid == 0 {
+            refusals.add(
+                "user",
+                "the policy's `groups` name root's group".to_owned(),
+                "take it out of the policy",
+            );
+        } else {
+            groups.push(gid);
+        }
+    }
+    groups
+}
+
 fn group_id(group: &Identity, image: &dyn ImageView, refusals: &mut Refusals) -> Option<u32> {
     match group {
         Identity::Id(gid) => Some(*gid),
@@ -170,7 +197,8 @@ fn group_id(group: &Identity, image: &dyn ImageView, refusals: &mut Refusals) ->
                 refusals.add(
                     "user",
                     format!(
-                        "the policy says `run_as_group: {name}`, and the image has no such group"
+                        "the policy names the group `{}`, and the image has no such group",
+                        name.escape_debug()
                     ),
                     "add the group to the image, or write a number in the policy",
                 );

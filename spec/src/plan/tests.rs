@@ -485,3 +485,181 @@ fn memory_and_processors_are_the_lesser_of_engine_s_and_policy_s() {
     limit(&mut update, &plan, false);
     assert!(update.memory().is_none() && update.cpu().is_none());
 }
+
+fn with_workspace(spec: &mut serde_json::Value) {
+    spec["mounts"] = serde_json::json!([
+        {"destination": "/sandbox", "type": "bind", "source": "/home/p", "options": ["rbind"]},
+    ]);
+    spec["process"]["cwd"] = "/sandbox".into();
+}
+
+fn workspace_host(tools: &[(&str, bool, bool, bool)]) -> HostFacts {
+    let tools = tools.iter().map(|(path, pin, linked, hard_linked)| ToolFact {
+        path: (*path).to_owned(),
+        pin: *pin,
+        linked: *linked,
+        hard_linked: *hard_linked,
+        device: 1,
+        inode: 2,
+    });
+    let fact = MountFact {
+        source: "/home/p".to_owned(),
+        directory: true,
+        uid: 1500,
+        gid: 1501,
+        tools: tools.collect(),
+        ..MountFact::default()
+    };
+    HostFacts { mounts: vec![fact], ..host() }
+}
+
+#[test]
+fn tool_files_of_a_workspace_are_watched_or_read_only() {
+    let tools = [(".git", true, false, false), (".git/hooks", false, false, false)];
+    let resolve = |words: &str, tools: &[(&str, bool, bool, bool)]| {
+        Plan::resolve(
+            &spec(with_workspace),
+            &policy(words),
+            &Image::debian(),
+            &workspace_host(tools),
+            &NoFiles,
+        )
+    };
+    let plan = resolve("{}", &tools).unwrap();
+    assert_eq!(plan.guard.watched, ["/sandbox"]);
+    assert!(plan.guard.own_mounts.is_empty());
+    assert_eq!(resolve("{tool_files: 'off'}", &tools).unwrap().guard, GuardPlan::default());
+    let plan = resolve("{tool_files: read-only}", &tools).unwrap();
+    let own: Vec<_> = plan
+        .guard
+        .own_mounts
+        .iter()
+        .map(|own| (own.source.as_str(), own.path.as_str(), own.read_only))
+        .collect();
+    assert_eq!(
+        own,
+        [
+            ("/home/p/.git", "/sandbox/.git", false),
+            ("/home/p/.git/hooks", "/sandbox/.git/hooks", true)
+        ]
+    );
+    let hardened = harden(spec(with_workspace), &plan, "/images/x", "/x", true);
+    let last = hardened.mounts().as_ref().unwrap().last().unwrap().clone();
+    assert_eq!(last.destination(), Path::new("/sandbox/.git/hooks"));
+    assert!(last.options().as_ref().unwrap().contains(&"ro".to_owned()));
+    for (linked, hard_linked, told) in [(true, false, "symbolic"), (false, true, "hard link")] {
+        let tools = [(".envrc", false, linked, hard_linked)];
+        let refused = resolve("{tool_files: read-only}", &tools).unwrap_err().to_string();
+        assert!(refused.contains(told), "{refused}");
+        assert!(resolve("{}", &tools).is_ok());
+    }
+}
+
+#[test]
+fn ids_are_exchanged_where_the_container_s_user_is_not_the_workspace_s() {
+    let resolve = |uid: u32, words: &str| {
+        let spec = spec(|spec| {
+            with_workspace(spec);
+            spec["process"]["user"] = serde_json::json!({"uid": uid, "gid": uid});
+        });
+        let host = workspace_host(&[]);
+        let plan = Plan::resolve(&spec, &policy(words), &Image::debian(), &host, &NoFiles);
+        plan.unwrap().guard.id_map
+    };
+    // Root becomes the owner.
+    assert_eq!(resolve(0, "{}"), None);
+    assert_eq!(resolve(1500, "{}").unwrap().container, (1500, 1500));
+    assert_eq!(resolve(0, "{allow_root: true}"), None);
+    assert_eq!(
+        resolve(1000, "{}"),
+        Some(IdMap { path: "/sandbox".to_owned(), host: (1500, 1501), container: (1000, 1000) })
+    );
+}
+
+#[test]
+fn groups_are_kept_where_policy_names_them_and_the_engine_gives_them() {
+    let spec = spec(|spec| {
+        spec["process"]["user"] =
+            serde_json::json!({"uid": 1000, "gid": 1000, "additionalGids": [0, 44, 29]});
+    });
+    let resolve =
+        |words: &str| Plan::resolve(&spec, &policy(words), &Image::debian(), &host(), &NoFiles);
+    let plan = resolve("{groups: ['44', '45']}").unwrap();
+    assert_eq!(plan.identity.groups, [44, 45]);
+    let hardened = harden(spec.clone(), &plan, "/images/x", "/x", true);
+    let user = hardened.process().as_ref().unwrap().user().clone();
+    assert_eq!(user.additional_gids().as_deref(), Some(&[44][..]));
+    let process = plan.confine_process(spec.process().clone().unwrap()).unwrap();
+    assert_eq!(process.user().additional_gids().as_deref(), Some(&[44][..]));
+    for (words, told) in
+        [("{groups: [nosuch]}", "no such group"), ("{groups: ['0']}", "root's group")]
+    {
+        let refused = resolve(words).unwrap_err().to_string();
+        assert!(refused.contains(told), "{refused}");
+    }
+    let plan = resolve("{}").unwrap();
+    let process = plan.confine_process(spec.process().clone().unwrap()).unwrap();
+    assert_eq!(process.user().additional_gids().as_deref(), None);
+}
+
+#[test]
+fn a_tmp_in_memory_has_its_size_unless_the_engine_mounts_one() {
+    let policy = policy("{resources: {tmp: 8MiB}}");
+    let plain = spec(|_| {});
+    let plan = Plan::resolve(&plain, &policy, &Image::debian(), &host(), &NoFiles).unwrap();
+    let hardened = harden(plain, &plan, "/images/x", "/x", true);
+    let first = hardened.mounts().as_ref().unwrap().first().unwrap().clone();
+    assert_eq!(first.destination(), Path::new("/tmp"));
+    assert!(first.options().as_ref().unwrap().contains(&"size=8388608".to_owned()));
+    let mounted = spec(|spec| {
+        spec["mounts"] = serde_json::json!([{"destination": "/tmp", "type": "tmpfs"}]);
+    });
+    let plan = Plan::resolve(&mounted, &policy, &Image::debian(), &host(), &NoFiles).unwrap();
+    assert_eq!(plan.tmp, None);
+}
+
+#[test]
+fn shields_are_mounts_of_their_own() {
+    let fact = |path: &str, pin: bool, source: Result<&str, &str>| ShieldFact {
+        path: path.to_owned(),
+        pin,
+        source: source.map(str::to_owned).map_err(str::to_owned),
+        device: 1,
+        inode: 2,
+    };
+    let resolve = |state: &str, shields: Vec<ShieldFact>| {
+        let policy = policy(&format!("{{shields: {{paths: [/sandbox/a/b], state: {state}}}}}"));
+        let mut image = Image::debian();
+        image.dir("/sandbox", 10_001);
+        let host = HostFacts { shields, ..host() };
+        Plan::resolve(&spec(|_| {}), &policy, &image, &host, &NoFiles)
+    };
+    let facts =
+        || vec![fact("/sandbox/a", true, Ok("/r/a")), fact("/sandbox/a/b", false, Ok("/r/a/b"))];
+    let locked = |state: &str| -> Vec<bool> {
+        let plan = resolve(state, facts()).unwrap();
+        plan.guard.own_mounts.iter().map(|own| own.read_only).collect()
+    };
+    assert_eq!(locked("up"), [false, true]);
+    assert_eq!(locked("down"), [false, false]);
+    let refused = resolve("up", vec![fact("/sandbox/a/b", false, Err("is not there"))]);
+    assert!(refused.unwrap_err().to_string().contains("is not there"));
+    let refused = resolve("up", vec![fact("/usr", false, Ok("/r/usr"))]);
+    assert!(refused.unwrap_err().to_string().contains("not writable"));
+}
+
+#[test]
+fn an_image_is_known_by_its_digest() {
+    let digest = |n: u32| format!("sha256:{n:0>64}");
+    let resolve = |words: &str, known: &[u32]| {
+        let policy = policy(&format!("{{images: {{digests: ['{}'], {words}}}}}", digest(1)));
+        let image = known.iter().map(|n| digest(*n)).collect();
+        let host = HostFacts { image, ..host() };
+        Plan::resolve(&spec(|_| {}), &policy, &Image::debian(), &host, &NoFiles)
+    };
+    assert!(resolve("unknown: refuse", &[2, 1]).is_ok());
+    assert!(resolve("unknown: warn", &[2]).unwrap_err().to_string().contains("does not name"));
+    assert!(resolve("unknown: refuse", &[]).unwrap_err().to_string().contains("does not tell"));
+    let plan = resolve("unknown: warn", &[]).unwrap();
+    assert!(plan.notes.iter().any(|note| note.contains("not compared")), "{:?}", plan.notes);
+}

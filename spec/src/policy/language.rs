@@ -451,33 +451,250 @@ static NEMOCLAW: Section = Section {
     about: "What OpenShell's language cannot say.",
     frame: "version: 1, nemoclaw: {@}",
     fields: &[
-        key("extends", List(&Text), "[]", "Policies this one starts from: names of /etc/nemoclaw/policies. Their rules are added to this file's; of everything else the last one that says it counts, this file last.", "extends: []", "base"),
-        key("presets", List(&Text), "[]", "Sets of rules by name, built in or of /etc/nemoclaw/presets.", "presets: [pypi]", "[nosuch]").hot(),
-        key("posture", Word(&["locked-down", "development", "integration-testing"]), "none", "A built-in policy to start from.", "posture: locked-down", "relaxed"),
-        key("tier", Word(&["restricted", "balanced", "open"]), "none", "A built-in choice of presets.", "tier: restricted", "closed").hot(),
-        key("allow_root", Bool, "false", "Lets containers run as root where the image or the engine asks for it.", "allow_root: true", "'yes'"),
-        key("resources", Kind::Section(&RESOURCES), "{pids: 512, open_files: 65536}", "Limits on the whole sandbox.", "resources: {pids: 256}", "512"),
-        key("capabilities", Kind::Section(&CAPABILITIES), "{keep: [], excess: refuse}", "Linux capabilities; none by default.", "capabilities: {excess: strip}", "[CHOWN]"),
-        key("seccomp", Kind::Section(&SECCOMP), "{allow: []}", "Exceptions from our system call filter, never from the engine's.", "seccomp: {allow: [ptrace]}", "unconfined"),
-        key("environment", Kind::Section(&ENVIRONMENT), "{keep: []}", "Variables that could inject code are removed, but for these.", "environment: {keep: [NODE_OPTIONS]}", "[A]"),
-        key("toolchain", Word(&["masked", "visible"]), "masked", "Whether compilers, make and the netcat family can be seen.", "toolchain: visible", "hidden"),
-        key("exec", Word(&["any", "system-only"]), "any", "`system-only` runs programs of read-only paths only.", "exec: system-only", "none"),
-        key("isolate_exec", Bool, "false", "Keeps processes of `exec` from signalling those of the container.", "isolate_exec: true", "'yes'"),
-        key("userns", Word(&["none", "auto"]), "none", "`auto` maps every sandbox to ids of its own.", "userns: auto", "host").later(),
-        key("sockets", List(&Text), "[]", "Sockets that may be mounted although they lead out of the sandbox.", "sockets: [/run/app.sock]", "[app.sock]"),
-        key("devices", List(&Text), "[]", "Devices of the host beyond the standard set that the engine may pass in. They keep owner and mode: the container's user needs access.", "devices: [/dev/kvm]", "[kvm]"),
-        key("ingress", List(&Kind::Section(&INGRESS)), "TCP from loopback, the gateway, off-link and neighbours", "What may connect in. Where the key is present, only this.", "ingress: [{port: 8080, from: [10.0.0.0/8]}]", "8080").later(),
-        key("host_services", List(&Kind::Section(&HOST_SERVICE)), "[]", "Services on the host's own addresses, by a name that works in the sandbox.", "host_services: [{name: ollama, port: 11434}]", "11434").hot().later(),
-        key("approvals", Kind::Section(&APPROVALS), "{mode: refuse}", "What happens to a request that no rule covers.", "approvals: {mode: refuse}", "hold").hot(),
-        key("inference", Kind::Section(&INFERENCE), "none", "Where https://inference.local leads.", "inference: {provider: nvidia}", "nvidia").hot().later(),
-        key("credentials", Map(&Kind::Section(&CREDENTIAL)), "{}", "Keys that stay on the host, by the variable that holds a placeholder in the sandbox.", "credentials: {API_KEY: {file: /etc/nemoclaw/keys/api, hosts: [api.example.com]}}", "[A]").hot().later(),
-        key("secrets", Kind::Section(&SECRETS), "{action: report}", "Watches files for keys and tokens.", "secrets: {watch: [/sandbox/memory], action: quarantine}", "on").hot().later(),
-        key("shields", Kind::Section(&SHIELDS), "none", "Directories that can be locked while the sandbox runs.", "shields: {paths: [/sandbox/.config], state: up}", "up").later(),
-        key("images", Kind::Section(&IMAGES), "any image", "Images by digest.", "images: {digests: ['sha256:0000000000000000000000000000000000000000000000000000000000000000']}", "[a]").later(),
-        key("integrity", List(&Kind::Section(&INTEGRITY)), "[]", "Files whose content must be this at the start.", "integrity: [{path: /app/config.json, sha256: '0000000000000000000000000000000000000000000000000000000000000000'}]", "[a]"),
-        key("assertions", List(&Kind::Section(&ASSERTION)), "[]", "Values that configuration files must hold at the start.", "assertions: [{file: /sandbox/app.json, path: gateway.auth, equals: 'on'}]", "[a]"),
-        key("private_modes", List(&Text), "[]", "Files and directories that are kept at modes 600 and 700.", "private_modes: [/sandbox/.config]", "[config]").later(),
-        key("checks", Kind::Section(&CHECKS), "{uninspected_http: advice}", "How strict the policy is with itself.", "checks: {uninspected_http: error}", "strict"),
+        key(
+            "extends",
+            List(&Text),
+            "[]",
+            "Policies this one starts from: names of /etc/nemoclaw/policies. Their rules are added to this file's; of everything else the last one that says it counts, this file last.",
+            "extends: []",
+            "base",
+        ),
+        key(
+            "presets",
+            List(&Text),
+            "[]",
+            "Sets of rules by name, built in or of /etc/nemoclaw/presets.",
+            "presets: [pypi]",
+            "[nosuch]",
+        )
+        .hot(),
+        key(
+            "posture",
+            Word(&["locked-down", "development", "integration-testing"]),
+            "none",
+            "A built-in policy to start from.",
+            "posture: locked-down",
+            "relaxed",
+        ),
+        key(
+            "tier",
+            Word(&["restricted", "balanced", "open"]),
+            "none",
+            "A built-in choice of presets.",
+            "tier: restricted",
+            "closed",
+        )
+        .hot(),
+        key(
+            "allow_root",
+            Bool,
+            "false",
+            "Lets containers run as root where the image or the engine asks for it.",
+            "allow_root: true",
+            "'yes'",
+        ),
+        key(
+            "resources",
+            Kind::Section(&RESOURCES),
+            "{pids: 512, open_files: 65536}",
+            "Limits on the whole sandbox.",
+            "resources: {pids: 256}",
+            "512",
+        ),
+        key(
+            "capabilities",
+            Kind::Section(&CAPABILITIES),
+            "{keep: [], excess: refuse}",
+            "Linux capabilities; none by default.",
+            "capabilities: {excess: strip}",
+            "[CHOWN]",
+        ),
+        key(
+            "seccomp",
+            Kind::Section(&SECCOMP),
+            "{allow: []}",
+            "Exceptions from our system call filter, never from the engine's.",
+            "seccomp: {allow: [ptrace]}",
+            "unconfined",
+        ),
+        key(
+            "environment",
+            Kind::Section(&ENVIRONMENT),
+            "{keep: []}",
+            "Variables that could inject code are removed, but for these.",
+            "environment: {keep: [NODE_OPTIONS]}",
+            "[A]",
+        ),
+        key(
+            "toolchain",
+            Word(&["masked", "visible"]),
+            "masked",
+            "Whether compilers, make and the netcat family can be seen.",
+            "toolchain: visible",
+            "hidden",
+        ),
+        key(
+            "exec",
+            Word(&["any", "system-only"]),
+            "any",
+            "`system-only` runs programs of read-only paths only.",
+            "exec: system-only",
+            "none",
+        ),
+        key(
+            "isolate_exec",
+            Bool,
+            "false",
+            "Keeps processes of `exec` from signalling those of the container.",
+            "isolate_exec: true",
+            "'yes'",
+        ),
+        key(
+            "userns",
+            Word(&["none", "auto"]),
+            "none",
+            "`auto` maps every sandbox to ids of its own.",
+            "userns: auto",
+            "host",
+        )
+        .later(),
+        key(
+            "sockets",
+            List(&Text),
+            "[]",
+            "Sockets that may be mounted although they lead out of the sandbox.",
+            "sockets: [/run/app.sock]",
+            "[app.sock]",
+        ),
+        key(
+            "devices",
+            List(&Text),
+            "[]",
+            "Devices of the host beyond the standard set that the engine may pass in. They keep owner and mode: the container's user needs access.",
+            "devices: [/dev/kvm]",
+            "[kvm]",
+        ),
+        key(
+            "ingress",
+            List(&Kind::Section(&INGRESS)),
+            "TCP from loopback, the gateway, off-link and neighbours",
+            "What may connect in. Where the key is present, only this.",
+            "ingress: [{port: 8080, from: [10.0.0.0/8]}]",
+            "8080",
+        ),
+        key(
+            "host_services",
+            List(&Kind::Section(&HOST_SERVICE)),
+            "[]",
+            "Services on the host's own addresses, by a name that works in the sandbox.",
+            "host_services: [{name: ollama, port: 11434}]",
+            "11434",
+        )
+        .hot()
+        .later(),
+        key(
+            "approvals",
+            Kind::Section(&APPROVALS),
+            "{mode: refuse}",
+            "What happens to a request that no rule covers.",
+            "approvals: {mode: refuse}",
+            "hold",
+        )
+        .hot(),
+        key(
+            "inference",
+            Kind::Section(&INFERENCE),
+            "none",
+            "Where https://inference.local leads.",
+            "inference: {provider: nvidia}",
+            "nvidia",
+        )
+        .hot()
+        .later(),
+        key(
+            "credentials",
+            Map(&Kind::Section(&CREDENTIAL)),
+            "{}",
+            "Keys that stay on the host, by the variable that holds a placeholder in the sandbox.",
+            "credentials: {API_KEY: {file: /etc/nemoclaw/keys/api, hosts: [api.example.com]}}",
+            "[A]",
+        )
+        .hot()
+        .later(),
+        key(
+            "secrets",
+            Kind::Section(&SECRETS),
+            "{action: report}",
+            "Watches files for keys and tokens.",
+            "secrets: {watch: [/sandbox/memory], action: quarantine}",
+            "on",
+        )
+        .hot()
+        .later(),
+        key(
+            "shields",
+            Kind::Section(&SHIELDS),
+            "none",
+            "Directories that can be locked while the sandbox runs.",
+            "shields: {paths: [/sandbox/.config], state: up}",
+            "up",
+        ),
+        key(
+            "images",
+            Kind::Section(&IMAGES),
+            "any image",
+            "Images by digest.",
+            "images: {digests: ['sha256:0000000000000000000000000000000000000000000000000000000000000000']}",
+            "[a]",
+        ),
+        key(
+            "integrity",
+            List(&Kind::Section(&INTEGRITY)),
+            "[]",
+            "Files whose content must be this at the start.",
+            "integrity: [{path: /app/config.json, sha256: '0000000000000000000000000000000000000000000000000000000000000000'}]",
+            "[a]",
+        ),
+        key(
+            "assertions",
+            List(&Kind::Section(&ASSERTION)),
+            "[]",
+            "Values that configuration files must hold at the start.",
+            "assertions: [{file: /sandbox/app.json, path: gateway.auth, equals: 'on'}]",
+            "[a]",
+        ),
+        key(
+            "tool_files",
+            Word(&["watch", "read-only", "off"]),
+            "watch",
+            "Files of a mounted workspace that the person's own tools run later (.git/hooks, .git/config, .envrc, editors' tasks, agents' and MCP configuration): changes are recorded as findings, or those there are cannot be changed.",
+            "tool_files: read-only",
+            "locked",
+        ),
+        key(
+            "groups",
+            List(&Text),
+            "[]",
+            "Supplementary groups, by name or id, that processes keep of those the image or the engine gives; all others are cleared.",
+            "groups: [video]",
+            "video",
+        ),
+        key(
+            "private_modes",
+            List(&Text),
+            "[]",
+            "Files and directories that are kept at modes 600 and 700: at the start, and when they appear or change later. `*` stands for one name.",
+            "private_modes: [/sandbox/.config]",
+            "[config]",
+        ),
+        key(
+            "checks",
+            Kind::Section(&CHECKS),
+            "{uninspected_http: advice}",
+            "How strict the policy is with itself.",
+            "checks: {uninspected_http: error}",
+            "strict",
+        ),
     ],
 };
 
@@ -525,6 +742,14 @@ static RESOURCES: Section = Section {
             "The greatest share of processors; the engine may give less.",
             "cpus: 1.5",
             "many",
+        ),
+        key(
+            "tmp",
+            Bytes,
+            "the image's /tmp",
+            "Size of a /tmp in memory, where the engine mounts nothing there.",
+            "tmp: 1GiB",
+            "big",
         ),
     ],
 };
@@ -603,7 +828,6 @@ static INGRESS: Section = Section {
     frame: "version: 1, nemoclaw: {ingress: [{@}]}",
     fields: &[
         key("port", PORT, "required", "The port in the container.", "port: 8080", "http")
-            .later()
             .required(),
         key(
             "protocol",
@@ -612,8 +836,7 @@ static INGRESS: Section = Section {
             "The protocol.",
             "port: 53, protocol: udp",
             "icmp",
-        )
-        .later(),
+        ),
         key(
             "from",
             List(&Text),
@@ -621,8 +844,7 @@ static INGRESS: Section = Section {
             "Ranges it may come from.",
             "port: 8080, from: [192.0.2.0/24]",
             "[lan]",
-        )
-        .later(),
+        ),
     ],
 };
 
@@ -827,8 +1049,7 @@ static SHIELDS: Section = Section {
             "The directories.",
             "paths: [/sandbox/.config]",
             "[config]",
-        )
-        .later(),
+        ),
         key(
             "state",
             Word(&["up", "down"]),
@@ -836,8 +1057,7 @@ static SHIELDS: Section = Section {
             "Whether they start locked.",
             "paths: [/sandbox/.config], state: up",
             "on",
-        )
-        .later(),
+        ),
     ],
 };
 
@@ -853,8 +1073,7 @@ static IMAGES: Section = Section {
             "Digests that may run.",
             "digests: ['sha256:0000000000000000000000000000000000000000000000000000000000000000']",
             "[latest]",
-        )
-        .later(),
+        ),
         key(
             "unknown",
             Word(&["warn", "refuse"]),
@@ -862,8 +1081,23 @@ static IMAGES: Section = Section {
             "What to do where the engine does not tell the digest.",
             "unknown: refuse",
             "run",
-        )
-        .later(),
+        ),
+        key(
+            "docker_socket",
+            Text,
+            "none",
+            "Docker's socket on the host, which is asked for the image's digest: Docker does not tell it otherwise.",
+            "digests: [], docker_socket: /run/docker.sock",
+            "[a]",
+        ),
+        key(
+            "cri",
+            Bool,
+            "false",
+            "Takes the digest from the annotations that containerd's CRI writes. Only where no other engine starts containers with this policy: Docker and podman let callers write them.",
+            "digests: [], cri: true",
+            "'yes'",
+        ),
     ],
 };
 
@@ -903,12 +1137,27 @@ static ASSERTION: Section = Section {
         key(
             "equals",
             Free,
-            "required",
+            "one of `equals` and `within` is required",
             "What it must be.",
             "file: /sandbox/app.json, path: a.b, equals: true",
             "",
-        )
-        .required(),
+        ),
+        key(
+            "within",
+            List(&Free),
+            "one of `equals` and `within` is required",
+            "What it may be: the value, or every entry of a list, must be one of these.",
+            "file: /sandbox/app.json, path: a.b, within: [webchat]",
+            "webchat",
+        ),
+        key(
+            "when",
+            Word(&["always", "ingress"]),
+            "always",
+            "`ingress` asks only where something beyond loopback may connect in.",
+            "file: /sandbox/app.json, path: a.b, equals: true, when: ingress",
+            "never",
+        ),
         key(
             "otherwise",
             Word(&["warn", "refuse"]),

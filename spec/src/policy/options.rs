@@ -102,6 +102,28 @@ pub struct Options {
     pub integrity: Vec<(String, String)>,
     /// Values that JSON files must hold at the start.
     pub assertions: Vec<Assertion>,
+    /// What happens to files of a workspace that the person's tools run later.
+    pub tool_files: ToolFiles,
+    /// Supplementary groups kept of those asked for.
+    pub groups: Vec<String>,
+    /// Paths kept at modes 600 and 700, with `*` for one name.
+    pub private_modes: Vec<String>,
+    /// Directories that can be locked while the sandbox runs.
+    pub shields: Vec<String>,
+    /// Whether they start locked.
+    pub shields_up: bool,
+    /// Digests of images that may run; any when empty.
+    pub image_digests: Vec<String>,
+    /// Whether an image of unknown digest is refused.
+    pub unknown_image_refused: bool,
+    /// Docker's socket, to be asked for the digest.
+    pub docker_socket: Option<String>,
+    /// Whether CRI's annotations tell the digest.
+    pub image_by_cri: bool,
+    /// What may connect in; `None` for what DESIGN 7 admits by itself.
+    pub ingress: Option<Vec<Ingress>>,
+    /// Size of a /tmp in memory, in bytes.
+    pub tmp: Option<i64>,
     /// The most processes the engine may ask for; the limit itself by default.
     pub pids_max: i64,
     /// Whether an HTTP endpoint without inspection is an error.
@@ -125,9 +147,83 @@ pub struct Assertion {
     /// The value's keys, with dots between them.
     pub path: String,
     /// What it must be.
-    pub equals: Json,
+    pub equals: Option<Json>,
+    /// What it, or every entry of it, may be.
+    pub within: Vec<Json>,
+    /// Whether it is asked only where something may connect in.
+    pub when_ingress: bool,
     /// Whether the container starts all the same, with a warning.
     pub warn: bool,
+}
+
+impl Assertion {
+    fn of(entry: &Json) -> Option<Self> {
+        let text = |key: &str| entry.get(key)?.as_str();
+        Some(Self {
+            file: text("file")?.to_owned(),
+            path: text("path")?.to_owned(),
+            equals: entry.get("equals").cloned(),
+            within: entry.get("within").and_then(Json::as_array).cloned().unwrap_or_default(),
+            when_ingress: text("when") == Some("ingress"),
+            warn: text("otherwise") == Some("warn"),
+        })
+    }
+}
+
+/// What happens to files of a mounted workspace that the person's own tools run
+/// later, strictest last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ToolFiles {
+    /// Nothing.
+    Off,
+    /// Changes are recorded.
+    Watch,
+    /// Those there are cannot be changed.
+    ReadOnly,
+}
+
+impl ToolFiles {
+    const WORDS: [(Self, &str); 3] =
+        [(Self::Off, "off"), (Self::Watch, "watch"), (Self::ReadOnly, "read-only")];
+
+    fn of(word: Option<&str>) -> Self {
+        let known = Self::WORDS.into_iter().find(|(_, name)| Some(*name) == word);
+        known.map_or(Self::Watch, |(value, _)| value)
+    }
+
+    /// The word of the language.
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(value, _)| *value == self).map_or("watch", |(_, name)| name)
+    }
+}
+
+/// What may connect in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ingress {
+    /// The port in the container.
+    pub port: u16,
+    /// Whether it is UDP, else TCP.
+    pub udp: bool,
+    /// Where from; anywhere when empty.
+    pub from: Vec<IpNet>,
+}
+
+impl Ingress {
+    fn of(entry: &Json) -> Option<Self> {
+        let from = entry.get("from").and_then(Json::as_array).into_iter().flatten();
+        Some(Self {
+            port: u16::try_from(entry.get("port")?.as_u64()?).ok()?,
+            udp: entry.get("protocol").and_then(Json::as_str) == Some("udp"),
+            // A range that cannot be read must not come to mean anywhere: the
+            // reader has refused it, and the whole entry goes.
+            from: from.map(|text| range(text.as_str()?)).collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// A CIDR range, or a single address.
+fn range(text: &str) -> Option<IpNet> {
+    IpNet::from_str(text).ok().or_else(|| IpAddr::from_str(text).ok().map(IpNet::from))
 }
 
 /// What to do with a request that goes beyond the policy.
@@ -183,17 +279,23 @@ impl Options {
                     Some((text("path")?.to_owned(), text("sha256")?.to_ascii_lowercase()))
                 })
                 .collect(),
-            assertions: list("assertions")
-                .filter_map(|entry| {
-                    let text = |key: &str| entry.get(key)?.as_str();
-                    Some(Assertion {
-                        file: text("file")?.to_owned(),
-                        path: text("path")?.to_owned(),
-                        equals: entry.get("equals")?.clone(),
-                        warn: text("otherwise") == Some("warn"),
-                    })
-                })
+            assertions: list("assertions").filter_map(Assertion::of).collect(),
+            tool_files: ToolFiles::of(at("tool_files").and_then(Json::as_str)),
+            groups: words("groups"),
+            private_modes: words("private_modes"),
+            shields: words("shields.paths"),
+            shields_up: at("shields.state").and_then(Json::as_str) == Some("up"),
+            image_digests: words("images.digests")
+                .into_iter()
+                .map(|digest| digest.to_ascii_lowercase())
                 .collect(),
+            unknown_image_refused: at("images.unknown").and_then(Json::as_str) == Some("refuse"),
+            docker_socket: at("images.docker_socket").and_then(Json::as_str).map(str::to_owned),
+            image_by_cri: at("images.cri").and_then(Json::as_bool).unwrap_or(false),
+            ingress: at("ingress")
+                .and_then(Json::as_array)
+                .map(|entries| entries.iter().filter_map(Ingress::of).collect()),
+            tmp: at("resources.tmp").and_then(in_bytes),
             memory: at("resources.memory").and_then(in_bytes),
             millicpus: at("resources.cpus").and_then(Json::as_f64).map(in_thousandths),
             open_files: at("resources.open_files").and_then(Json::as_u64).unwrap_or(65_536),
@@ -269,7 +371,48 @@ impl Options {
         set(["isolate_exec", ""], Json::from(self.isolate_exec || other.isolate_exec));
         set(["devices", ""], Json::Array(both(&self.devices, &other.devices)));
         set(["resources", "pids_max"], Json::from(self.pids_max.min(other.pids_max)));
+        set(["tool_files", ""], Json::from(self.tool_files.max(other.tool_files).word()));
+        set(["groups", ""], Json::Array(both(&self.groups, &other.groups)));
+        if let Some(tmp) = least(self.tmp, other.tmp) {
+            set(["resources", "tmp"], Json::from(tmp));
+        }
+        self.narrow_guards(other, &mut set);
         Self::of(said)
+    }
+}
+
+impl Options {
+    /// Of two policies, both guard what they name.
+    fn narrow_guards(&self, other: &Self, set: &mut impl FnMut([&str; 2], Json)) {
+        let all = |a: &[String], b: &[String]| -> Json {
+            let more = b.iter().filter(|path| !a.contains(path));
+            a.iter().chain(more).map(|path| Json::from(path.as_str())).collect()
+        };
+        set(["private_modes", ""], all(&self.private_modes, &other.private_modes));
+        set(["shields", "paths"], all(&self.shields, &other.shields));
+        let up = self.shields_up || other.shields_up;
+        set(["shields", "state"], Json::from(if up { "up" } else { "down" }));
+        let digests = match (self.image_digests.as_slice(), other.image_digests.as_slice()) {
+            ([], digests) | (digests, []) => digests.to_vec(),
+            (own, theirs) => {
+                let both: Vec<String> =
+                    own.iter().filter(|digest| theirs.contains(digest)).cloned().collect();
+                // None in common: no image has this one.
+                if both.is_empty() { vec![format!("sha256:{:0>64}", "")] } else { both }
+            }
+        };
+        set(["images", "digests"], all(&digests, &[]));
+        let refuse = self.unknown_image_refused || other.unknown_image_refused;
+        set(["images", "unknown"], Json::from(if refuse { "refuse" } else { "warn" }));
+        let ingress = match (self.said.get("ingress"), other.said.get("ingress")) {
+            (Some(Json::Array(own)), Some(Json::Array(theirs))) => Some(Json::Array(
+                own.iter().filter(|entry| theirs.contains(entry)).cloned().collect(),
+            )),
+            (own, theirs) => own.or(theirs).cloned(),
+        };
+        if let Some(ingress) = ingress {
+            set(["ingress", ""], ingress);
+        }
     }
 }
 
@@ -337,13 +480,14 @@ fn examine(node: &Node, findings: &mut Findings<'_>) {
             absolute(item, findings);
         }
     }
+    guards(node, findings);
     for item in at(&["capabilities", "keep"]).map(Node::items).unwrap_or_default() {
         capability(item, findings);
     }
     for entry in at(&["ingress"]).map(Node::items).unwrap_or_default() {
         for range in entry.get("from").map(Node::items).unwrap_or_default() {
             let text = range.text().unwrap_or_default();
-            if IpNet::from_str(text).is_err() && IpAddr::from_str(text).is_err() {
+            if self::range(text).is_none() {
                 findings.error(
                     range.at,
                     format!("`{}` is no address or CIDR range", shown(text)),
@@ -392,6 +536,47 @@ fn examine(node: &Node, findings: &mut Findings<'_>) {
             "`nemoclaw.approvals.mode: hold` is not enforced by this version".to_owned(),
             "write `mode: refuse` to start containers with this policy",
         );
+    }
+}
+
+/// What is wrong with paths that are to be guarded.
+fn guards(node: &Node, findings: &mut Findings<'_>) {
+    const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
+    let shields = node.get("shields").and_then(|shields| shields.get("paths"));
+    let private = node.get("private_modes");
+    for item in [shields, private].into_iter().flatten().flat_map(Node::items) {
+        let text = item.text().unwrap_or_default();
+        let kernels = KERNELS.iter().any(|place| crate::plan::beneath(text, place));
+        if kernels || text.trim_matches('/').is_empty() {
+            findings.error(
+                item.at,
+                format!("`{}` cannot be guarded", shown(text)),
+                "name a directory of the image or of a mount",
+            );
+        }
+    }
+    for entry in node.get("assertions").map(Node::items).unwrap_or_default() {
+        if entry.get("equals").is_none() == entry.get("within").is_none() {
+            findings.error(
+                entry.at,
+                "an assertion needs one of `equals` and `within`".to_owned(),
+                "write `equals: VALUE`, or `within: [VALUE, ...]`",
+            );
+        }
+    }
+    let images = node.get("images");
+    let digests = images.and_then(|images| images.get("digests"));
+    if let Some(images) = images
+        && digests.is_none_or(|digests| digests.items().is_empty())
+    {
+        findings.advice(
+            images.at,
+            "`images` without digests admits every image".to_owned(),
+            "write `digests: ['sha256:...']`, or remove it",
+        );
+    }
+    if let Some(socket) = images.and_then(|images| images.get("docker_socket")) {
+        absolute(socket, findings);
     }
 }
 

@@ -105,7 +105,7 @@ fn an_omitted_list_of_binaries_means_what_its_language_says() {
 #[test]
 fn what_is_not_enforced_is_named() {
     let policy = fine(
-        "version: 1\nnetwork_policies:\n  a:\n    endpoints:\n      - {host: a.example, port: 443, protocol: rest, access: read-only}\n      - {host: b.example, port: 443, protocol: tcp, tls: skip}\n    binaries: [{path: /usr/bin/curl}]\nnemoclaw:\n  resources: {pids: 5, memory: 1GiB}\n  seccomp: {allow: [ptrace]}\n  isolate_exec: true\n  approvals: {mode: hold}\n  ingress: []\n",
+        "version: 1\nnetwork_policies:\n  a:\n    endpoints:\n      - {host: a.example, port: 443, protocol: rest, access: read-only}\n      - {host: b.example, port: 443, protocol: tcp, tls: skip}\n    binaries: [{path: /usr/bin/curl}]\nnemoclaw:\n  resources: {pids: 5, memory: 1GiB}\n  seccomp: {allow: [ptrace]}\n  isolate_exec: true\n  approvals: {mode: hold}\n  userns: auto\n",
     );
     let mut names = unenforced(&policy);
     names.sort_unstable();
@@ -113,7 +113,7 @@ fn what_is_not_enforced_is_named() {
         names,
         [
             "`nemoclaw.approvals.mode: hold` is not enforced by this version",
-            "`nemoclaw.ingress` is not enforced by this version",
+            "`nemoclaw.userns` is not enforced by this version",
             "`protocol: rest` is not enforced by this version",
         ]
     );
