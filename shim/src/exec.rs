@@ -196,7 +196,7 @@ impl Child<'_> {
     fn become_program(&self, pipe: &OwnedFd, console: Option<UnixStream>) -> CodedError {
         let steps = self.target.join_cgroups().and_then(|()| {
             steps::reached("exec:child-cgroups");
-            stdio::give_pipes(self.process.user().uid());
+            stdio::give_pipes(self.plan.ids.outside(self.process.user().uid(), 0).0);
             self.adjust_oom()?;
             self.target.join_namespaces()?;
             steps::reached("exec:child-namespaces");

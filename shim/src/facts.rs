@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use libcgroups::common::{CgroupSetup, get_cgroup_setup};
-use nemoclaw_spec::plan::{DeviceFact, HostFacts, MountFact};
+use nemoclaw_spec::plan::{DeviceFact, HostFacts, Ids, MountFact};
 use nemoclaw_spec::policy::Policy;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::process::{Resource, getrlimit};
@@ -44,7 +44,9 @@ const SENSITIVE: [&str; 20] = [
 
 /// Gathers everything planning needs to know.
 pub(crate) fn gather(spec: &Spec, policy: &Policy, image: &Image, id: &str) -> HostFacts {
-    let mounts: Vec<MountFact> = spec.mounts().iter().flatten().map(mount).collect();
+    let ids = Ids::of(spec);
+    let mounts: Vec<MountFact> =
+        spec.mounts().iter().flatten().map(|own| mount(own, &ids)).collect();
     HostFacts {
         shields: workspace::shields(spec, policy, image, &mounts),
         image: origin::digests(spec, &policy.options, id),
@@ -88,7 +90,7 @@ pub(crate) fn pids_controller() -> bool {
         .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "pids"))
 }
 
-fn mount(mount: &Mount) -> MountFact {
+fn mount(mount: &Mount, ids: &Ids) -> MountFact {
     let options = mount.options().as_deref().unwrap_or_default();
     let bind = mount.typ().as_deref() == Some("bind")
         || options.iter().any(|option| option == "bind" || option == "rbind");
@@ -98,6 +100,7 @@ fn mount(mount: &Mount) -> MountFact {
     // A source that does not exist fails later, with the runtime's own words.
     let Ok(real) = fs::canonicalize(source) else { return MountFact::default() };
     let Ok(metadata) = fs::metadata(&real) else { return MountFact::default() };
+    let (uid, gid) = ids.inside(metadata.uid(), metadata.gid());
     MountFact {
         directory: metadata.is_dir(),
         socket: metadata.file_type().is_socket(),
@@ -110,8 +113,8 @@ fn mount(mount: &Mount) -> MountFact {
         },
         device: metadata.dev(),
         inode: metadata.ino(),
-        uid: metadata.uid(),
-        gid: metadata.gid(),
+        uid,
+        gid,
         tools: if metadata.is_dir() { workspace::tools(&real) } else { Vec::new() },
         source: real.display().to_string(),
     }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use nemoclaw_spec::plan::{ImageView, MakeDirectory, PathFact};
+use nemoclaw_spec::plan::{Ids, ImageView, MakeDirectory, PathFact};
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, mkdirat, openat2,
 };
@@ -24,6 +24,7 @@ const MAX_NAMES: usize = 50_000;
 pub(crate) struct Image {
     root: OwnedFd,
     path: PathBuf,
+    ids: Ids,
 }
 
 impl Image {
@@ -34,7 +35,13 @@ impl Image {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let root = rustix::fs::open(&path, flags, Mode::empty())
             .with_context(|| format!("cannot open the root file system {}", path.display()))?;
-        Ok(Self { root, path })
+        Ok(Self { root, path, ids: Ids::default() })
+    }
+
+    /// Tells owners as a container with these ids sees them.
+    pub(crate) fn seen_with(mut self, ids: Ids) -> Self {
+        self.ids = ids;
+        self
     }
 
     /// The canonical path of the root on the host.
@@ -80,12 +87,13 @@ impl Image {
         let parent = self
             .find(parent, OFlags::PATH | OFlags::DIRECTORY)
             .with_context(|| format!("cannot find the parent of {} in the image", wanted.path))?;
+        let (uid, gid) = self.ids.outside(wanted.uid, wanted.gid);
         match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => chownat(
                 &parent,
                 name,
-                Some(Uid::from_raw(wanted.uid)),
-                Some(Gid::from_raw(wanted.gid)),
+                Some(Uid::from_raw(uid)),
+                Some(Gid::from_raw(gid)),
                 AtFlags::SYMLINK_NOFOLLOW,
             )
             .with_context(|| format!("cannot give {} of the image to its user", wanted.path)),
@@ -118,11 +126,12 @@ impl ImageView for Image {
         let host =
             std::fs::read_link(format!("/proc/self/fd/{}", found.as_fd().as_raw_fd())).ok()?;
         let inside = host.strip_prefix(&self.path).ok()?.to_str()?;
+        let (uid, gid) = self.ids.inside(stat.st_uid, stat.st_gid);
         Some(PathFact {
             real: format!("/{inside}"),
             directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
+            uid,
+            gid,
             mode: stat.st_mode & 0o7777,
         })
     }

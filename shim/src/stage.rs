@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use nemoclaw_spec::plan::{IdMap, exchange_ids};
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
+use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -27,7 +28,16 @@ pub(crate) struct Stage {
     namespace: File,
     root: OwnedFd,
     directory: OwnedFd,
-    prepared: usize,
+    moved: Vec<Moved>,
+}
+
+/// A source that stands elsewhere while the container is made.
+#[derive(Debug)]
+struct Moved {
+    source: PathBuf,
+    place: PathBuf,
+    /// The mount for which alone it counts; any where `None`.
+    destination: Option<PathBuf>,
 }
 
 impl Stage {
@@ -50,7 +60,7 @@ impl Stage {
             _ => {}
         }
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
-        let stage = Self { namespace, root, directory, prepared: 0 };
+        let stage = Self { namespace, root, directory, moved: Vec::new() };
         let none: Option<&str> = None;
         nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
             .context("cannot part from the host's mounts")?;
@@ -61,13 +71,9 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Clones what is mounted at `source`, with other ids where `map` says so, and
-    /// gives the clone's path. `None`: the file system cannot exchange ids.
-    pub(crate) fn prepare(
-        &mut self,
-        source: &Path,
-        map: Option<&IdMap>,
-    ) -> Result<Option<PathBuf>> {
+    /// Clones what is mounted at `source`, with other ids where `map` says so. False:
+    /// the file system cannot exchange ids.
+    pub(crate) fn prepare(&mut self, source: &Path, map: Option<&IdMap>) -> Result<bool> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_RECURSIVE;
@@ -76,12 +82,11 @@ impl Stage {
         if let Some(map) = map {
             let namespace = user_namespace(map)?;
             match sys::set_ids(tree.as_fd(), namespace.as_fd()) {
-                Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(None),
+                Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(false),
                 result => result.context("cannot exchange the ids of a mount")?,
             }
         }
-        let place = Path::new(PLACE).join(self.prepared.to_string());
-        self.prepared += 1;
+        let place = Path::new(PLACE).join(self.moved.len().to_string());
         if fs::metadata(source)?.is_dir() {
             DirBuilder::new().mode(0o711).create(&place)
         } else {
@@ -90,7 +95,36 @@ impl Stage {
         .with_context(|| format!("cannot make {}", place.display()))?;
         move_mount(&tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .with_context(|| format!("cannot mount {}", place.display()))?;
-        Ok(Some(place))
+        let destination = map.map(|map| PathBuf::from(&map.path));
+        self.moved.push(Moved { source: source.to_owned(), place, destination });
+        // The longest first: parts of a mount are prepared with it.
+        self.moved.sort_by_key(|own| std::cmp::Reverse(own.source.as_os_str().len()));
+        Ok(true)
+    }
+
+    /// Where the source of a mount at `destination` stands now.
+    pub(crate) fn place_of(&self, source: &Path, destination: &Path) -> Option<PathBuf> {
+        self.moved.iter().find_map(|own| {
+            let rest = source.strip_prefix(&own.source).ok()?;
+            let counts =
+                own.destination.as_ref().is_none_or(|place| destination.starts_with(place));
+            let whole = rest.as_os_str().is_empty();
+            counts.then(|| if whole { own.place.clone() } else { own.place.join(rest) })
+        })
+    }
+
+    /// Lets the mounts of a spec take what was prepared.
+    pub(crate) fn redirect(&self, spec: &mut Spec) {
+        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        for mount in &mut mounts {
+            let source = mount.source().clone().filter(|source| source.is_absolute());
+            let real = source.map(|source| fs::canonicalize(&source).unwrap_or(source));
+            let place = real.and_then(|source| self.place_of(&source, mount.destination()));
+            if place.is_some() {
+                mount.set_source(place);
+            }
+        }
+        spec.set_mounts(Some(mounts));
     }
 
     /// Goes back to the host's mounts.

@@ -38,6 +38,14 @@ mod enabled {
                         .map(|name| name.to_string().trim_start_matches("CAP_").to_owned())
                         .collect();
                 }
+                // As many as this machine's root has.
+                "all_capabilities" => {
+                    let all = caps::read(None, caps::CapSet::Bounding).unwrap_or_default();
+                    weak.capabilities = all
+                        .iter()
+                        .map(|name| name.to_string().trim_start_matches("CAP_").to_owned())
+                        .collect();
+                }
                 "user" => (weak.identity.uid, weak.identity.gid, weak.allow_root) = (0, 0, true),
                 "read_only_mounts" => weak.read_only_mounts.clear(),
                 "masked_paths" => weak.masked.clear(),
@@ -51,9 +59,22 @@ mod enabled {
 
     /// The spec to carry out instead.
     pub(crate) fn spec(spec: &mut Spec) {
-        let Some(process) = spec.process_mut() else { return };
-        if left_away("core") {
-            process.set_rlimits(None);
+        if let Some(process) = spec.process_mut() {
+            if left_away("core") {
+                process.set_rlimits(None);
+            }
+            if left_away("no_new_privs") {
+                process.set_no_new_privileges(Some(false));
+            }
+        }
+        let Some(linux) = spec.linux_mut() else { return };
+        if left_away("proc_paths") {
+            linux.set_masked_paths(None).set_readonly_paths(None);
+        }
+        if left_away("devices")
+            && let Some(resources) = linux.resources_mut()
+        {
+            resources.set_devices(None);
         }
     }
 }

@@ -12,6 +12,7 @@ mod environment;
 mod guard;
 mod harden;
 mod identity;
+mod ids;
 mod limits;
 mod privileges;
 mod refuse;
@@ -28,6 +29,7 @@ pub use content::ContentView;
 pub use guard::{GuardPlan, IdMap, OwnMount, ShieldFact, TOOL_FILES, ToolFact, exchange_ids};
 pub use harden::{DeviceRule, device_rules, harden};
 pub use identity::home_of;
+pub use ids::{Ids, has_user_namespace};
 pub use limits::limit;
 
 /// Version of the stored plan.
@@ -178,6 +180,9 @@ pub struct Plan {
     pub start_hooks: Vec<Hook>,
     /// The engine's seccomp profile, compiled anew for every process.
     pub seccomp: Option<LinuxSeccomp>,
+    /// How ids correspond with the host's.
+    #[serde(default)]
+    pub ids: Ids,
     /// What is guarded from outside.
     #[serde(default)]
     pub guard: GuardPlan,
@@ -361,6 +366,7 @@ impl Plan {
                 .and_then(|hooks| hooks.start_container().clone())
                 .unwrap_or_default(),
             nofile: host.nofile_max.min(policy.options.open_files),
+            ids: Ids::of(spec),
             guard,
             tmp: policy.options.tmp.filter(|_| {
                 !mount_targets(spec, host).iter().any(|target| beneath("/tmp", &target.path))
@@ -404,6 +410,7 @@ impl Plan {
             // libcontainer runs them.
             start_hooks: Vec::new(),
             nofile: 0,
+            ids: Ids::of(spec),
             guard: GuardPlan::default(),
             tmp: None,
             seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),

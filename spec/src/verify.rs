@@ -353,7 +353,7 @@ pub fn mount_changes(before: &[Mount], now: &[Mount], ignored: &[&str]) -> Vec<S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{GuardPlan, LandlockPlan, RunAs};
+    use crate::plan::{GuardPlan, Ids, LandlockPlan, RunAs};
     use crate::seccomp::FilterPlan;
 
     fn plan() -> Plan {
@@ -386,6 +386,7 @@ mod tests {
             nofile: 1024,
             start_hooks: Vec::new(),
             seccomp: None,
+            ids: Ids::default(),
             guard: GuardPlan::default(),
             tmp: None,
             notes: Vec::new(),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use nemoclaw_tests::engine::{Engine, Running};
-use nemoclaw_tests::{Outcome, binary, contains, equal, repository};
+use nemoclaw_tests::{Outcome, binary, contains, equal, repository, unique};
 
 type Body = fn(Engine) -> Outcome;
 
@@ -31,7 +31,7 @@ const TRIALS: [(&str, Body); 15] = [
 fn main() -> ExitCode {
     let root = rustix::process::geteuid().is_root();
     let ignored = !root && std::env::var_os("NEMOCLAW_CI").is_none();
-    let trials = Engine::ALL
+    let mut trials: Vec<Trial> = Engine::ALL
         .into_iter()
         .flat_map(|engine| {
             TRIALS.map(|(name, body)| {
@@ -40,6 +40,11 @@ fn main() -> ExitCode {
             })
         })
         .collect();
+    // The other engines map ids for all of their containers, or for none.
+    trials.push(
+        Trial::test("podman5/user_namespaces_are_confined_alike", user_namespace)
+            .with_ignored_flag(ignored),
+    );
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -204,6 +209,58 @@ for n in $(seq 100); do [ $(stat -c %a agents/a/auth.json) = 600 ] && break; sle
     equal("modes", &container.exec("0", &["sh", "-c", script]).ok()?.out, &"600\n644\n".to_owned())
 }
 
+/// Root of a user namespace that podman makes, its exec and its workspace.
+fn user_namespace() -> Outcome {
+    let engine = Engine::Podman5;
+    let place = std::env::temp_dir().join(unique("nc-mapped"));
+    std::fs::create_dir_all(&place)?;
+    // Container user 1000.
+    std::os::unix::fs::chown(&place, Some(101_000), Some(101_000))?;
+    let mount = format!("{}:/sandbox", place.display());
+    let name = unique("c");
+    let options = [
+        "podman",
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--runtime",
+        "nemoclaw",
+        "--name",
+        &name,
+        "--uidmap",
+        "0:100000:65536",
+        "--gidmap",
+        "0:100000:65536",
+        "-v",
+        &mount,
+        "-w",
+        "/sandbox",
+        "localhost/nemoclaw-test/base:latest",
+        "sleep",
+        "900",
+    ];
+    let id = engine.inside(&options).ok()?.out.trim().to_owned();
+    let exec = |command: &[&str]| {
+        engine.inside(&[&["podman", "exec", "--privileged", "-u", "0", &name], command].concat())
+    };
+    let outcome = (|| {
+        let script = "id -u; echo x >made && cat /proc/1/uid_map | tr -s ' '; stat -c %u made; ls / 2>&1 | head -n 1";
+        let wanted =
+            "1000\n 0 100000 65536\n1000\nls: cannot open directory '/': Permission denied\n";
+        equal("exec", &exec(&["sh", "-c", script]).ok()?.out, &wanted.to_owned())?;
+        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(place.join("made"))?);
+        equal("owner on the host", &owner, &101_000)?;
+        judge(&exec(&["python3", "-c", &script_of_attempts()?]).ok()?.out)?;
+        let program = binary("nemoclaw").display().to_string();
+        let done = engine.inside(&[&program, "verify", &id]);
+        equal("verify", &done.code, &0).map_err(|_differs| done.text().into())
+    })();
+    engine.inside(&["podman", "rm", "-f", "-t", "0", &name]);
+    std::fs::remove_dir_all(&place)?;
+    outcome
+}
+
 fn judge(text: &str) -> Outcome {
     let results: Vec<serde_json::Value> =
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -220,17 +277,17 @@ fn judge(text: &str) -> Outcome {
     if refused < 450 { Err(format!("only {refused} of {}", results.len()).into()) } else { Ok(()) }
 }
 
-fn script() -> Result<String, Failed> {
+fn script_of_attempts() -> Result<String, Failed> {
     Ok(std::fs::read_to_string(repository().join("tests/escape/attempts.py"))?)
 }
 
 fn attempts_in_init(engine: Engine) -> Outcome {
-    judge(&engine.run("nemoclaw", "base", &["python3", "-c", &script()?]).ok()?.out)
+    judge(&engine.run("nemoclaw", "base", &["python3", "-c", &script_of_attempts()?]).ok()?.out)
 }
 
 fn attempts_in_exec(engine: Engine) -> Outcome {
     let container = Running::start(engine, "nemoclaw", "base", &["sleep", "900"])?;
-    judge(&container.exec("0", &["python3", "-c", &script()?]).ok()?.out)
+    judge(&container.exec("0", &["python3", "-c", &script_of_attempts()?]).ok()?.out)
 }
 
 fn verify(engine: Engine) -> Outcome {

@@ -164,7 +164,16 @@ fn watched() -> Outcome {
     let process = pid(&container).ok_or("there is no watcher")?;
     equal("the watcher", &process.exists(), &true)?;
     drop(container);
-    eventually(Duration::from_secs(5), "the watcher ends", || !process.exists())
+    eventually(Duration::from_secs(5), "the watcher ends", || !process.exists())?;
+    // Without it `verify` says so.
+    let container = Container::start("nemoclaw", IMAGE, &["-v", &mount])?;
+    let process = pid(&container).ok_or("there is no watcher")?;
+    let number = process.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    run_command(Command::new("kill").args(["-9", &number])).ok()?;
+    eventually(Duration::from_secs(5), "the watcher is killed", || !process.exists())?;
+    let done = nemoclaw(&["verify", &container.id]);
+    equal("exit code", &done.code, &3)?;
+    contains("what is told", &done.out, "the watcher of the sandbox's files does not run")
 }
 
 fn linked() -> Outcome {

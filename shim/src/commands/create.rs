@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nemoclaw_spec::control::{Member, Names, SandboxConfig};
-use nemoclaw_spec::plan::{HostFacts, ImageView as _, Plan, harden};
+use nemoclaw_spec::plan::{HostFacts, Ids, ImageView as _, Plan, harden, has_user_namespace};
 use nemoclaw_spec::policy::{Binaries, Policy};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use time::OffsetDateTime;
@@ -41,7 +41,7 @@ fn launch(invocation: &Invocation, args: &Create, detached: bool) -> Result<i32>
     steps::reached("create:parsed");
     let selected = policy::select(invocation.policy.as_deref())?;
     steps::reached("create:policy");
-    let image = Image::open(&bundle::rootfs(&args.bundle, &spec)?)?;
+    let image = Image::open(&bundle::rootfs(&args.bundle, &spec)?)?.seen_with(Ids::of(&spec));
     let host = facts::gather(&spec, &selected.policy, &image, &args.id);
     let mut plan = plan(invocation, &spec, &selected, &image, &host)?;
     let recorded = weaken::plan(&plan, &spec).map(|weak| std::mem::replace(&mut plan, weak));
@@ -98,23 +98,12 @@ impl Sandbox<'_> {
             self.image.make_directory(directory)?;
         }
         steps::reached("create:directories");
-        let rootfs = self.image.path().to_owned();
-        let cgroups = format!("/nemoclaw-containers/{id}");
-        let mut hardened = harden(
-            self.spec.clone(),
-            &self.plan,
-            &rootfs.display().to_string(),
-            &cgroups,
-            facts::cgroup_v1(),
-        );
-        cgroups::mount_by_hand(&mut hardened);
-        let staged = self.stage(&mut hardened)?;
-        weaken::spec(&mut hardened);
-        let shadow = bundle::write(&self.entry, hardened, &rootfs)?;
+        let staged = self.stage()?;
+        let shadow = self.shadow(staged.as_ref())?;
         steps::reached("create:bundle");
         self.entry.save_plan(self.recorded.as_ref().unwrap_or(&self.plan))?;
         steps::reached("create:plan-saved");
-        let mut record = self.record(invocation, rootfs)?;
+        let mut record = self.record(invocation, self.image.path().to_owned())?;
         self.entry.save(&record)?;
         steps::reached("create:record-saved");
         let joined = self.joined_namespace()?;
@@ -256,47 +245,54 @@ impl Sandbox<'_> {
         Ok(Some(path))
     }
 
-    /// Exchanges the ids of the mounted workspace, where the plan says so.
-    fn stage(&self, hardened: &mut Spec) -> Result<Option<Stage>> {
-        let Some(map) = &self.plan.guard.id_map else { return Ok(None) };
-        let at =
-            |mount: &&mut oci_spec::runtime::Mount| mount.destination() == Path::new(&map.path);
-        let mut mounts = hardened.mounts().clone().unwrap_or_default();
-        let number = self
-            .spec
-            .mounts()
-            .iter()
-            .flatten()
-            .position(|mount| mount.destination() == Path::new(&map.path));
-        let source = number.and_then(|number| self.host.mounts.get(number));
-        let Some(source) = source.map(|fact| PathBuf::from(&fact.source)) else { return Ok(None) };
-        let mut stage = Stage::enter().context("mounts")?;
-        let prepared = stage.prepare(&source, Some(map));
-        let Some(place) = prepared.context("mounts")? else {
-            stage.leave()?;
-            self.report.note(&format!(
-                "nemoclaw {}: the file system of {} cannot exchange ids: its files stay those of user {}, and the container's user is {}",
-                self.entry.id,
-                source.display(),
-                map.host.0,
-                map.container.0,
-            ));
+    /// Prepares sources of mounts in a namespace of our own, where libcontainer
+    /// could not take them as they are: under a user namespace its init cannot pass
+    /// every directory on the way to them, and it exchanges no ids.
+    fn stage(&self) -> Result<Option<Stage>> {
+        let namespace = has_user_namespace(&self.spec);
+        if !self.plan.confined || !(namespace || self.plan.guard.id_map.is_some()) {
             return Ok(None);
-        };
-        if let Some(mount) = mounts.iter_mut().rev().find(at) {
-            mount.set_source(Some(place.clone()));
         }
-        // Parts of the workspace that have mounts of their own.
-        for mount in &mut mounts {
-            let inside = mount.destination().starts_with(&map.path);
-            let rest = mount.source().as_ref().and_then(|own| own.strip_prefix(&source).ok());
-            if let Some(rest) = rest.filter(|rest| inside && !rest.as_os_str().is_empty()) {
-                let moved = place.join(rest);
-                mount.set_source(Some(moved));
+        let mut stage = Stage::enter().context("mounts")?;
+        if namespace {
+            stage.prepare(self.image.path(), None).context("mounts")?;
+        }
+        let map = self.plan.guard.id_map.as_ref();
+        for (mount, fact) in self.spec.mounts().iter().flatten().zip(&self.host.mounts) {
+            let map = map.filter(|map| mount.destination() == Path::new(&map.path));
+            if fact.source.is_empty() || !(namespace || map.is_some()) {
+                continue;
+            }
+            let source = Path::new(&fact.source);
+            if !stage.prepare(source, map).context("mounts")? {
+                self.report.note(&format!(
+                    "nemoclaw {}: the file system of {} cannot exchange ids: its files stay those of their owners",
+                    self.entry.id,
+                    source.display(),
+                ));
             }
         }
-        hardened.set_mounts(Some(mounts));
         Ok(Some(stage))
+    }
+
+    /// The hardened spec, where libcontainer will read it.
+    fn shadow(&self, staged: Option<&Stage>) -> Result<PathBuf> {
+        let rootfs = self.image.path();
+        let mut hardened = harden(
+            self.spec.clone(),
+            &self.plan,
+            &rootfs.display().to_string(),
+            &format!("/nemoclaw-containers/{}", self.entry.id),
+            facts::cgroup_v1(),
+        );
+        cgroups::mount_by_hand(&mut hardened);
+        weaken::spec(&mut hardened);
+        let mut seen = rootfs.to_owned();
+        if let Some(staged) = staged {
+            staged.redirect(&mut hardened);
+            seen = staged.place_of(rootfs, Path::new("/")).unwrap_or(seen);
+        }
+        bundle::write(&self.entry, hardened, &seen)
     }
 
     /// Lets libcontainer make the container; init waits at the end of it.
@@ -310,7 +306,7 @@ impl Sandbox<'_> {
         shadow: &Path,
         filters: Filters,
     ) -> Result<(i32, Option<String>)> {
-        stdio::give_pipes(self.plan.identity.uid);
+        stdio::give_pipes(self.owner());
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let executor = ConfinedInit::new(&self.entry.id, self.plan.clone(), filters, writer);
         // libcontainer changes directory for its sockets; its paths must be absolute.
@@ -387,13 +383,18 @@ impl Sandbox<'_> {
         }
     }
 
+    /// The container's user as the host sees it.
+    fn owner(&self) -> u32 {
+        self.plan.ids.outside(self.plan.identity.uid, 0).0
+    }
+
     /// The terminal belongs to who types into it; libcontainer leaves it root's.
     fn give_terminal(&self, pid: i32) -> Result<()> {
         let terminal = self.spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal);
         if !terminal.unwrap_or_default() {
             return Ok(());
         }
-        stdio::give_terminal(&format!("/proc/{pid}/fd/0"), self.plan.identity.uid)
+        stdio::give_terminal(&format!("/proc/{pid}/fd/0"), self.owner())
             .context("cannot give the terminal to the container's user")
     }
 

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use super::{HostFacts, Refusals, RunAs, Target, beneath, identity, mount_targets};
@@ -239,8 +239,8 @@ fn shields(
 /// ids are exchanged in the mount.
 fn id_map(spec: &Spec, policy: &Policy, host: &HostFacts, run_as: &RunAs) -> Option<IdMap> {
     let workspace = identity::workspace(spec, host)?;
-    let has_ids = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
-    let user_namespace = has_ids.into_iter().any(|ns| ns.typ() == LinuxNamespaceType::User);
+    // There the engine has chosen the ids.
+    let user_namespace = super::has_user_namespace(spec);
     let roots = run_as.uid == 0 || policy.options.allow_root || policy.options.step_down;
     let same = (workspace.uid, workspace.gid) == (run_as.uid, run_as.gid);
     if workspace.read_only || !workspace.directory || user_namespace || roots || same {
