@@ -326,6 +326,14 @@ impl Plan {
         let (Some(identity), true) = (identity, refusals.0.is_empty()) else {
             return Err(InvalidPlan { refusals: refusals.0 });
         };
+        let lost = losses(host.landlock_abi);
+        if !filesystem.landlock.required && !lost.is_empty() {
+            notes.push(format!(
+                "Landlock: this kernel (ABI {}) does not control {}; the policy accepts that",
+                host.landlock_abi,
+                lost.join(", ")
+            ));
+        }
         if privileges.step_down {
             notes.push(format!(
                 "starts as root with {} to step down; exec runs as {}:{}",

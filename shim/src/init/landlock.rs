@@ -14,10 +14,17 @@ use nemoclaw_spec::plan::LandlockPlan;
 use crate::report::CodedError;
 use crate::sys;
 
+/// The first ABI with scopes.
+const SCOPES: u32 = 6;
+
 /// Restricts this process and says what is enforced; `scoped` keeps its signals
 /// and abstract sockets within its own domain.
 pub(super) fn restrict(plan: &LandlockPlan, scoped: bool) -> Result<String, CodedError> {
-    let kernel = sys::landlock_abi();
+    restrict_as(plan, scoped, sys::landlock_abi())
+}
+
+/// The same for a kernel with this ABI, which the running one has at least.
+fn restrict_as(plan: &LandlockPlan, scoped: bool, kernel: u32) -> Result<String, CodedError> {
     if kernel == 0 && !plan.required {
         return Ok(
             "Landlock: not enforced (this kernel has none; the policy accepts that)".to_owned()
@@ -43,11 +50,14 @@ pub(super) fn restrict(plan: &LandlockPlan, scoped: bool) -> Result<String, Code
     let ruleset = Ruleset::default()
         .set_compatibility(level)
         .handle_access(AccessFs::from_all(abi))
-        .and_then(
-            |ruleset| {
-                if scoped { ruleset.scope(landlock::Scope::from_all(abi)) } else { Ok(ruleset) }
-            },
-        )
+        .and_then(|ruleset| {
+            // Since ABI 6; planning has refused what cannot be had.
+            if scoped && kernel >= SCOPES {
+                ruleset.scope(landlock::Scope::from_all(abi))
+            } else {
+                Ok(ruleset)
+            }
+        })
         .and_then(Ruleset::create)
         .map_err(|error| {
             failed(&format!("the ruleset cannot be made: {error}"), "see `dmesg | grep landlock`")
@@ -139,4 +149,54 @@ fn can_list(path: &str) -> Result<(), ErrorKind> {
 
 fn failed(cause: &str, fix: &str) -> CodedError {
     CodedError { code: 1, message: format!("Landlock: {cause}; {fix}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(required: bool) -> LandlockPlan {
+        LandlockPlan {
+            required,
+            read_only: ["/usr", "/etc", "/proc"].map(str::to_owned).to_vec(),
+            read_write: ["/dev/shm"].map(str::to_owned).to_vec(),
+            ..LandlockPlan::default()
+        }
+    }
+
+    /// What a thread of its own can do after being restricted: a domain is a thread's.
+    fn under<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+    }
+
+    #[test]
+    fn every_abi_is_enforced_as_far_as_it_goes() {
+        let kernel = sys::landlock_abi();
+        assert!(kernel >= 1, "this kernel has no Landlock");
+        let file = std::env::temp_dir().join(format!("nc-landlock-{}", std::process::id()));
+        std::fs::write(&file, "whole").unwrap();
+        for abi in 1..=kernel.min(7) {
+            for scoped in [false, true] {
+                let (told, listed, wrote, cut) = under(|| {
+                    let told = restrict_as(&plan(true), scoped, abi).map_err(|e| e.message);
+                    let listed =
+                        std::fs::read_dir("/usr").is_ok() && std::fs::read_dir("/").is_ok();
+                    let wrote = std::fs::write(&file, "x").is_ok();
+                    let path = std::ffi::CString::new(file.to_str().unwrap()).unwrap();
+                    (told, listed, wrote, nix::unistd::truncate(path.as_c_str(), 4).is_ok())
+                });
+                assert!(
+                    told.as_ref().is_ok_and(|t| t.contains(&format!("ABI {abi},"))),
+                    "{told:?}"
+                );
+                assert!(!listed && !wrote, "ABI {abi}");
+                // truncate(2) came with ABI 3: an older one cannot refuse it.
+                assert_eq!(cut, abi < 3, "ABI {abi}");
+            }
+        }
+        std::fs::remove_file(&file).unwrap();
+        let none = restrict_as(&plan(true), false, 0).unwrap_err();
+        assert!(none.message.contains("no Landlock"), "{}", none.message);
+        assert!(restrict_as(&plan(false), false, 0).unwrap().contains("not enforced"));
+    }
 }
