@@ -73,6 +73,10 @@ pub(crate) struct Shields {
 pub(crate) enum ShieldsVerb {
     /// Lock the directories that the policy names
     Up {
+        /// Also while a process has a file in them open for writing: it can go on
+        /// writing that file, and no other
+        #[arg(long)]
+        force: bool,
         /// The container: its id, or the beginning of it
         id: String,
     },
@@ -95,7 +99,7 @@ impl ShieldsVerb {
     /// The container.
     pub(crate) fn id(&self) -> &str {
         match self {
-            Self::Up { id } | Self::Down { id, .. } | Self::Status { id } => id,
+            Self::Up { id, .. } | Self::Down { id, .. } | Self::Status { id } => id,
         }
     }
 }

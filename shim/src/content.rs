@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use nemoclaw_spec::plan::{ContentView, HostFacts};
+use nemoclaw_spec::plan::{ContentView, HostFacts, MISSING};
 use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
@@ -74,7 +74,7 @@ impl Contents<'_> {
         let found =
             openat2(&root, relative, flags, Mode::empty(), resolve).map_err(
                 |error| match error {
-                    Errno::NOENT => "is not there".to_owned(),
+                    Errno::NOENT => MISSING.to_owned(),
                     Errno::LOOP => "is reached by a symbolic link; name the real path".to_owned(),
                     other => format!("cannot be read: {other}"),
                 },

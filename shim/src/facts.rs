@@ -7,7 +7,7 @@ use std::path::Path;
 
 use libcgroups::common::{CgroupSetup, get_cgroup_setup};
 use nemoclaw_spec::plan::{DeviceFact, HostFacts, Ids, MountFact};
-use nemoclaw_spec::policy::Policy;
+use nemoclaw_spec::policy::{Policy, ToolFiles};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::process::{Resource, getrlimit};
 
@@ -45,8 +45,9 @@ const SENSITIVE: [&str; 20] = [
 /// Gathers everything planning needs to know.
 pub(crate) fn gather(spec: &Spec, policy: &Policy, image: &Image, id: &str) -> HostFacts {
     let ids = Ids::of(spec);
+    let locks = policy.options.tool_files == ToolFiles::ReadOnly;
     let mounts: Vec<MountFact> =
-        spec.mounts().iter().flatten().map(|own| mount(own, &ids)).collect();
+        spec.mounts().iter().flatten().map(|own| mount(own, &ids, locks)).collect();
     HostFacts {
         shields: workspace::shields(spec, policy, image, &mounts),
         image: origin::digests(spec, &policy.options, id),
@@ -90,7 +91,7 @@ pub(crate) fn pids_controller() -> bool {
         .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "pids"))
 }
 
-fn mount(mount: &Mount, ids: &Ids) -> MountFact {
+fn mount(mount: &Mount, ids: &Ids, locks: bool) -> MountFact {
     let options = mount.options().as_deref().unwrap_or_default();
     let bind = mount.typ().as_deref() == Some("bind")
         || options.iter().any(|option| option == "bind" || option == "rbind");
@@ -115,7 +116,7 @@ fn mount(mount: &Mount, ids: &Ids) -> MountFact {
         inode: metadata.ino(),
         uid,
         gid,
-        tools: if metadata.is_dir() { workspace::tools(&real) } else { Vec::new() },
+        tools: if locks && metadata.is_dir() { workspace::tools(&real) } else { Vec::new() },
         source: real.display().to_string(),
     }
 }

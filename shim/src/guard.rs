@@ -9,11 +9,12 @@ mod findings;
 mod snapshot;
 mod tree;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
@@ -22,7 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use findings::{Finding, add as add_finding};
+pub(crate) use findings::{Finding, add as add_finding, add_record};
 use snapshot::Snapshot;
 use tree::Tree;
 
@@ -37,6 +38,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 const SECONDS: i64 = 5;
 /// How often one path is told of before the end.
 const MOST_TOLD: usize = 20;
+/// Most changes told of one look, and most paths told of before the end.
+const MOST_AT_ONCE: usize = 64;
+const MOST_PATHS: usize = 1024;
+/// Most directories watched by events.
+const MOST_WATCHED: usize = 256;
+/// How often everything is read anew.
+const FULL_LOOK: Duration = Duration::from_secs(5);
 /// What the watcher keeps of root's powers: to read and to change modes.
 const KEPT: [Capability; 3] =
     [Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH, Capability::CAP_FOWNER];
@@ -67,21 +75,23 @@ pub(crate) fn start(entry: &Entry, init: i32, sandbox: &str, plan: &GuardPlan) -
         let tree = guard.root.below(path).context("cannot open a mounted workspace")?;
         let seen = Snapshot::take(&tree, path);
         let (first, told) = (seen.clone(), HashMap::new());
-        guard.workspaces.push(Workspace { path: path.clone(), tree, first, seen, told });
+        guard.workspaces.push(Workspace { path: path.clone(), tree, first, seen, told, untold: 0 });
     }
     guard.keep_private()?;
     let init = rustix::process::Pid::from_raw(init).context("the container has no init")?;
     let init = rustix::process::pidfd_open(init, rustix::process::PidfdFlags::empty())
         .context("cannot watch the container's init")?;
+    let (mut ready, tell) = std::io::pipe()?;
     match sys::fork().context("cannot fork")? {
         Fork::Child => {
-            // Nobody hears of an error here; without its rights it must not run.
-            if guard.alone(&init).is_ok() {
+            if guard.alone(&init, tell).is_ok() {
                 guard.run(&init);
             }
             sys::exit_now(0);
         }
         Fork::Parent(pid) => {
+            drop(tell);
+            ready.read_exact(&mut [0]).context("the watcher of files cannot start")?;
             proxy::confine(sandbox, pid.cast_unsigned());
             let watcher = Watcher { pid, start_time: start_time(pid).unwrap_or_default() };
             store::write_file(&file_of(entry), &serde_json::to_vec(&watcher)?)
@@ -98,7 +108,8 @@ pub(crate) fn end(entry: &Entry) {
     let Ok(text) = fs::read(file_of(entry)) else { return };
     let Ok(watcher) = serde_json::from_slice::<Watcher>(&text) else { return };
     let alive = || start_time(watcher.pid) == Some(watcher.start_time);
-    for _try in 0..100 {
+    // It has a last look to take.
+    for _try in 0..1500 {
         if !alive() {
             return;
         }
@@ -124,14 +135,22 @@ struct Workspace {
     seen: Snapshot,
     /// How often each path was told of.
     told: HashMap<String, usize>,
+    /// Changes that were not told when they came.
+    untold: usize,
 }
 
 impl Workspace {
     /// Tells of what changed since the last look; of paths that change and change,
     /// only at the end.
-    fn look(&mut self, id: &str) {
-        let now = Snapshot::again(&self.tree, &self.path, &self.seen);
-        for mut finding in self.seen.changes(&now) {
+    fn look(&mut self, id: &str, trust: bool) {
+        let now = Snapshot::again(&self.tree, &self.path, &self.seen, trust);
+        let changes = self.seen.changes(&now);
+        let untold = changes.len().saturating_sub(MOST_AT_ONCE);
+        for mut finding in changes.into_iter().take(MOST_AT_ONCE) {
+            if self.told.len() >= MOST_PATHS && !self.told.contains_key(&finding.path) {
+                self.untold += 1;
+                continue;
+            }
             let times = self.told.entry(finding.path.clone()).or_default();
             *times += 1;
             if *times > MOST_TOLD {
@@ -142,14 +161,19 @@ impl Workspace {
             }
             add_finding(id, &finding);
         }
+        self.untold += untold;
         self.seen = now;
     }
 
     /// What became of the paths that changed too often.
     fn conclude(&mut self, id: &str) {
-        self.look(id);
-        for mut finding in self.first.changes(&self.seen) {
-            if self.told.get(&finding.path).is_some_and(|times| *times > MOST_TOLD) {
+        self.look(id, false);
+        if self.untold > 0 {
+            let told = format!("{} changes were not told one by one", self.untold);
+            add_finding(id, &Finding::new(&self.path, "many changes", told));
+        }
+        for mut finding in self.first.changes(&self.seen).into_iter().take(MOST_PATHS) {
+            if self.told.get(&finding.path).is_none_or(|times| *times > MOST_TOLD) {
                 finding.detail.push_str("; in the end, after many changes");
                 add_finding(id, &finding);
             }
@@ -166,14 +190,14 @@ struct Guard {
 
 impl Guard {
     /// Parts from the engine: its descriptors, session, terminal and rights.
-    fn alone(&self, init: &OwnedFd) -> Result<()> {
+    fn alone(&self, init: &OwnedFd, mut tell: std::io::PipeWriter) -> Result<()> {
         rustix::process::setsid()?;
         let null = fs::File::options().read(true).write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdin(&null)?;
         rustix::stdio::dup2_stdout(&null)?;
         rustix::stdio::dup2_stderr(&null)?;
         drop(null);
-        let mut kept: Vec<BorrowedFd<'_>> = vec![init.as_fd(), self.root.as_fd()];
+        let mut kept: Vec<BorrowedFd<'_>> = vec![init.as_fd(), self.root.as_fd(), tell.as_fd()];
         kept.extend(self.workspaces.iter().map(|workspace| workspace.tree.as_fd()));
         sys::close_all_but(&kept)?;
         std::env::set_current_dir("/")?;
@@ -185,24 +209,35 @@ impl Guard {
         caps::set(None, CapSet::Effective, &kept)?;
         caps::set(None, CapSet::Permitted, &kept)?;
         nix::sys::prctl::set_no_new_privs()?;
+        // Work that the sandbox causes must not slow the host down.
+        rustix::process::nice(10)?;
+        tell.write_all(b"y")?;
         Ok(())
     }
 
     /// Looks again whenever something changed, until the container's init ends.
     fn run(&mut self, init: &OwnedFd) {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
+        let mut watched = HashSet::new();
+        let mut read = Instant::now();
         loop {
             if let Ok(watch) = &watch {
-                self.observe(watch);
+                self.observe(watch, &mut watched);
             }
-            // What changed while the directories were being added is seen here.
-            self.look();
-            let mut watched = vec![PollFd::new(init, PollFlags::IN)];
-            watched.extend(watch.as_ref().ok().map(|watch| PollFd::new(watch, PollFlags::IN)));
+            // What changed while the directories were being added is seen here. A
+            // store to a shared mapping raises no event: everything is read anew
+            // from time to time.
+            let trust = read.elapsed() < FULL_LOOK;
+            self.look(trust);
+            if !trust {
+                read = Instant::now();
+            }
+            let mut polled = vec![PollFd::new(init, PollFlags::IN)];
+            polled.extend(watch.as_ref().ok().map(|watch| PollFd::new(watch, PollFlags::IN)));
             let seconds = if watch.is_ok() { SECONDS } else { 1 };
             let timeout = Timespec { tv_sec: seconds, tv_nsec: 0 };
-            let _waited = poll(&mut watched, Some(&timeout));
-            if watched.first().is_some_and(|init| !init.revents().is_empty()) {
+            let _waited = poll(&mut polled, Some(&timeout));
+            if polled.first().is_some_and(|init| !init.revents().is_empty()) {
                 // The container's mounts are gone, but for those held open.
                 for workspace in &mut self.workspaces {
                     workspace.conclude(&self.id);
@@ -217,9 +252,9 @@ impl Guard {
         }
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, trust: bool) {
         for workspace in &mut self.workspaces {
-            workspace.look(&self.id);
+            workspace.look(&self.id, trust);
         }
         if let Err(error) = self.keep_private() {
             let told = format!("{error:#}");
@@ -238,8 +273,9 @@ impl Guard {
         Ok(())
     }
 
-    /// Adds the directories there are now; the kernel knows those it has.
-    fn observe(&self, watch: &OwnedFd) {
+    /// Watches the directories there are now, and those only: watches are counted
+    /// for the host's root.
+    fn observe(&self, watch: &OwnedFd, watched: &mut HashSet<i32>) {
         let mask = inotify::WatchFlags::CLOSE_WRITE
             | inotify::WatchFlags::MODIFY
             | inotify::WatchFlags::ATTRIB
@@ -252,9 +288,16 @@ impl Guard {
             .iter()
             .flat_map(|workspace| workspace.seen.directories(&workspace.tree))
             .chain(self.private.iter().flat_map(|pattern| self.root.directories_of(pattern)));
-        for directory in directories.take(256) {
-            let path = tree::path_of(&directory);
-            let _added = inotify::add_watch(watch, Path::new(&path), mask);
+        let now: HashSet<i32> = directories
+            .take(MOST_WATCHED)
+            .filter_map(|directory| {
+                let path = tree::path_of(&directory);
+                inotify::add_watch(watch, Path::new(&path), mask).ok()
+            })
+            .collect();
+        for old in watched.difference(&now) {
+            let _gone = inotify::remove_watch(watch, *old);
         }
+        *watched = now;
     }
 }

@@ -8,7 +8,11 @@ use std::path::Path;
 use anyhow::{Context as _, Result, anyhow, bail};
 use nemoclaw_spec::plan::{HostFacts, OwnMount};
 use oci_spec::runtime::Spec;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
+    fstat, openat2,
+};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::sys;
@@ -69,9 +73,12 @@ pub(crate) fn verify_own(pid: i32, own: &[OwnMount]) -> Result<()> {
         let found = find(&root, Path::new(&mount.path))
             .with_context(|| format!("cannot find the mount {}", mount.path.escape_debug()))?;
         let stat = fstat(&found).context("cannot examine a mount")?;
-        if (stat.st_dev, stat.st_ino) != (mount.device, mount.inode) {
+        let flags = rustix::fs::fstatvfs(&found)?.f_flag;
+        let read_only = flags.contains(StatVfsMountFlags::RDONLY);
+        let same = (stat.st_dev, stat.st_ino) == (mount.device, mount.inode);
+        if !same || !is_mount_root(&found)? || (mount.read_only && !read_only) {
             bail!(
-                "mounts: `{}` changed while the container was made; start it again when nobody else changes that path",
+                "mounts: `{}` changed while the container was made, or something is mounted over it; start it again when nobody else changes that path",
                 mount.path.escape_debug(),
             );
         }
@@ -84,6 +91,13 @@ pub(crate) fn root_of(pid: i32) -> Result<OwnedFd> {
     let path = format!("/proc/{pid}/root");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, path, flags, Mode::empty()).context("cannot open the container's root")
+}
+
+/// Whether a file is the root of a mount (statx(2), since Linux 5.8).
+fn is_mount_root(found: &OwnedFd) -> rustix::io::Result<bool> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    let stat = rustix::fs::statx(found, "", flags, StatxFlags::empty())?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// A path of the container, found without following links of its processes.
@@ -106,11 +120,18 @@ pub(crate) fn restrict_root(pid: i32) -> Result<()> {
     })
 }
 
-/// Makes mounts of the container read-only, or writable: all of them or none.
+/// Makes mounts of the container read-only, or writable: all of them or none. With
+/// `force`, a mount that cannot become read-only while somebody writes is covered by
+/// a read-only one: who holds a file open can go on writing that file, and no other.
 ///
 /// # Errors
 /// Which one cannot be changed, and why.
-pub(crate) fn set_read_only(pid: i32, own: &[&OwnMount], read_only: bool) -> Result<()> {
+pub(crate) fn set_read_only(
+    pid: i32,
+    own: &[&OwnMount],
+    read_only: bool,
+    force: bool,
+) -> Result<()> {
     within(pid, |root| {
         let mut changed: Vec<OwnedFd> = Vec::new();
         let result = own.iter().try_for_each(|mount| {
@@ -121,14 +142,17 @@ pub(crate) fn set_read_only(pid: i32, own: &[&OwnMount], read_only: bool) -> Res
             if (stat.st_dev, stat.st_ino) != (mount.device, mount.inode) {
                 bail!("`{shown}` is no longer the directory it was at the start");
             }
-            sys::set_read_only(found.as_fd(), read_only).map_err(|error| {
-                match error.raw_os_error() {
+            if let Err(error) = sys::set_read_only(found.as_fd(), read_only) {
+                if error.raw_os_error() == Some(nix::libc::EBUSY) && read_only && force {
+                    return cover(&found).with_context(|| format!("cannot cover `{shown}`"));
+                }
+                return Err(match error.raw_os_error() {
                     Some(nix::libc::EBUSY) => {
                         anyhow!("a process holds a file in `{shown}` open for writing")
                     }
                     _ => anyhow!(error).context(format!("cannot change the mount `{shown}`")),
-                }
-            })?;
+                });
+            }
             changed.push(found);
             Ok(())
         });
@@ -141,12 +165,24 @@ pub(crate) fn set_read_only(pid: i32, own: &[&OwnMount], read_only: bool) -> Res
     })
 }
 
+/// Mounts a read-only clone of a mount over it.
+fn cover(found: &OwnedFd) -> Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let clone = open_tree(found, "", flags)?;
+    sys::set_read_only(clone.as_fd(), true)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&clone, "", found, "", flags)?;
+    Ok(())
+}
+
 /// Whether a mount of the container is read-only.
 pub(crate) fn is_read_only(pid: i32, path: &str) -> Result<bool> {
     let found = find(&root_of(pid)?, Path::new(path))
         .with_context(|| format!("cannot find `{}`", path.escape_debug()))?;
-    let flags = rustix::fs::fstatvfs(&found)?.f_flag;
-    Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    Ok(rustix::fs::fstatvfs(&found)?.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Does something in the container's mount namespace, from a thread with root and

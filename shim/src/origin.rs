@@ -32,9 +32,11 @@ pub(crate) fn digests(spec: &Spec, options: &Options, id: &str) -> Vec<String> {
     digests
 }
 
-/// The digest at the end of an image's name.
+/// The digest of an image's name, `NAME@sha256:...`, or of its id. (A tag may read
+/// like a digest.)
 fn digest_in(name: &str) -> Option<String> {
-    let (_, digits) = name.rsplit_once("sha256:")?;
+    let digest = name.rsplit_once('@').map_or(name, |(_, digest)| digest);
+    let digits = digest.strip_prefix("sha256:")?;
     let fine = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     fine.then(|| format!("sha256:{}", digits.to_ascii_lowercase()))
 }
@@ -79,6 +81,7 @@ mod tests {
         assert_eq!(digest_in(&format!("registry.example/a@sha256:{digits}")), wanted);
         assert_eq!(digest_in(&format!("sha256:{}", digits.to_uppercase())), wanted);
         assert_eq!(digest_in(&format!("a@sha256:{digits}x")), None);
+        assert_eq!(digest_in(&format!("evil.example/sha256:{digits}")), None);
         assert_eq!(digest_in("registry.example/a:latest"), None);
     }
 }

@@ -45,13 +45,13 @@ pub(crate) fn run(root: &Path, args: &Shields) -> Result<ExitCode> {
     }
     match &args.verb {
         ShieldsVerb::Status { .. } => status(&entry, &record, &own),
-        ShieldsVerb::Up { .. } => {
-            change(&entry, &record, &own, &State { up: true, until: None })?;
+        ShieldsVerb::Up { force, .. } => {
+            change(&entry, &record, &own, &State { up: true, until: None }, *force)?;
             status(&entry, &record, &own)
         }
         ShieldsVerb::Down { duration, .. } => {
             let until = duration.map(|duration| now() + duration.as_secs());
-            change(&entry, &record, &own, &State { up: false, until })?;
+            change(&entry, &record, &own, &State { up: false, until }, false)?;
             if until.is_some() {
                 raise_later(&entry, &record, &own)?;
             }
@@ -89,18 +89,22 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn change(entry: &Entry, record: &Record, own: &[&OwnMount], state: &State) -> Result<()> {
+fn change(
+    entry: &Entry,
+    record: &Record,
+    own: &[&OwnMount],
+    state: &State,
+    force: bool,
+) -> Result<()> {
     let word = if state.up { "up" } else { "down" };
-    mounts::set_read_only(record.pid, own, state.up)
+    mounts::set_read_only(record.pid, own, state.up, force)
         .with_context(|| format!("the shields of {} cannot go {word}", record.id))?;
     store::write_file(&file_of(entry), &serde_json::to_vec(state)?)?;
     let until = state.until.map(|until| format!("until {until} (seconds since 1970)"));
     for mount in own {
         let detail = until.clone().unwrap_or_default();
-        guard::add_finding(
-            &record.id,
-            &Finding::new(&mount.path, &format!("shield {word}"), detail),
-        );
+        let finding = Finding::new(&mount.path, &format!("shield {word}"), detail);
+        guard::add_record(&record.id, &finding);
     }
     Ok(())
 }
@@ -125,8 +129,8 @@ fn status(entry: &Entry, record: &Record, own: &[&OwnMount]) -> Result<ExitCode>
     Ok(if up.into_iter().all(|up| up) { ExitCode::SUCCESS } else { ExitCode::from(DOWN) })
 }
 
-/// Leaves a process behind that raises the shields in time, and tries again while
-/// somebody writes; another word of the operator's ends it.
+/// Leaves a process behind that raises the shields in time, whoever writes then;
+/// another word of the operator's ends it.
 fn raise_later(entry: &Entry, record: &Record, own: &[&OwnMount]) -> Result<()> {
     let mine = load(entry);
     if let Fork::Parent(_) = sys::fork().context("cannot fork")? {
@@ -142,7 +146,7 @@ fn raise_later(entry: &Entry, record: &Record, own: &[&OwnMount]) -> Result<()> 
     let alive = || start_time(record.pid) == Some(record.start_time);
     while alone && alive() && load(entry) == mine {
         let due = mine.as_ref().and_then(|state| state.until).is_none_or(|until| until <= now());
-        if due && change(entry, record, own, &State { up: true, until: None }).is_ok() {
+        if due && change(entry, record, own, &State { up: true, until: None }, true).is_ok() {
             break;
         }
         std::thread::sleep(Duration::from_millis(500));

@@ -9,7 +9,7 @@ use std::path::Path;
 use nemoclaw_spec::plan::{MountFact, ShieldFact, TOOL_FILES, ToolFact};
 use nemoclaw_spec::policy::Policy;
 use oci_spec::runtime::Spec;
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2};
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2};
 use rustix::io::Errno;
 
 use crate::image::Image;
@@ -73,11 +73,49 @@ fn add(root: &OwnedFd, path: &str, way: bool, facts: &mut Vec<ToolFact>) -> bool
         // A worktree has a file `.git`, which says where its repository is.
         pin: way && directory,
         linked,
-        hard_linked: !directory && stat.as_ref().is_some_and(|stat| stat.st_nlink > 1),
+        hard_linked: if directory {
+            !way && has_second_names(root, path)
+        } else {
+            stat.as_ref().is_some_and(|stat| stat.st_nlink > 1)
+        },
         device: stat.as_ref().map_or(0, |stat| stat.st_dev),
         inode: stat.as_ref().map_or(0, |stat| stat.st_ino),
     });
     directory
+}
+
+/// Whether a file below a directory has another name: through that one it could be
+/// changed although the directory is locked. What is too large to tell counts as
+/// such.
+fn has_second_names(root: &OwnedFd, path: &str) -> bool {
+    const MAX_LOOKS: usize = 4096;
+    let mut left = vec![path.to_owned()];
+    let mut looks = 0;
+    while let Some(path) = left.pop() {
+        looks += 1;
+        if looks > MAX_LOOKS {
+            return true;
+        }
+        let Found::This(stat) = look(root, &path) else { continue };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+                let opened = openat2(root, path.as_str(), flags, Mode::empty(), resolve);
+                let Ok(entries) = opened.and_then(Dir::new) else { return true };
+                for entry in entries.take(MAX_LOOKS).flatten() {
+                    match entry.file_name().to_str() {
+                        Ok("." | "..") => {}
+                        Ok(name) => left.push(format!("{path}/{name}")),
+                        Err(_) => return true,
+                    }
+                }
+            }
+            FileType::RegularFile if stat.st_nlink > 1 => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Directories that the policy wants to shield, and those on the way that a
@@ -110,7 +148,7 @@ fn shield(spec: &Spec, image: &Image, mounts: &[MountFact], path: &str, pin: boo
     let mut shield = ShieldFact {
         path: path.to_owned(),
         pin,
-        source: Err("is not there".to_owned()),
+        found: Err("is not there".to_owned()),
         device: 0,
         inode: 0,
     };
@@ -122,7 +160,7 @@ fn shield(spec: &Spec, image: &Image, mounts: &[MountFact], path: &str, pin: boo
             Path::new(path).strip_prefix("/").unwrap_or_else(|_outside| Path::new(path)),
         ),
         Some((_, fact)) if fact.source.is_empty() => {
-            shield.source = Err("is in a file system that is empty at the start".to_owned());
+            shield.found = Err("is in a file system that is empty at the start".to_owned());
             return shield;
         }
         Some((mount, fact)) => (
@@ -136,12 +174,16 @@ fn shield(spec: &Spec, image: &Image, mounts: &[MountFact], path: &str, pin: boo
     let Some(directory) = open(root) else { return shield };
     match look(&directory, &rest.display().to_string()) {
         Found::Nothing => {}
-        Found::Linked => shield.source = Err("is reached by a symbolic link".to_owned()),
+        Found::Linked => shield.found = Err("is reached by a symbolic link".to_owned()),
         Found::This(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
-            shield.source = Err("is no directory".to_owned());
+            shield.found = Err("is no directory".to_owned());
+        }
+        Found::This(_) if !pin && has_second_names(&directory, &rest.display().to_string()) => {
+            let why = "holds a file with another name (a hard link), or too much to tell";
+            shield.found = Err(why.to_owned());
         }
         Found::This(stat) => {
-            shield.source = Ok(root.join(rest).display().to_string());
+            shield.found = Ok(());
             (shield.device, shield.inode) = (stat.st_dev, stat.st_ino);
         }
     }

@@ -25,8 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::{LandlockMode, NEEDED_READ_ONLY, NEEDED_READ_WRITE, Policy};
 use crate::seccomp::FilterPlan;
-pub use content::ContentView;
-pub use guard::{GuardPlan, IdMap, OwnMount, ShieldFact, TOOL_FILES, ToolFact, exchange_ids};
+pub use content::{ContentView, MISSING};
+pub use guard::{
+    GuardPlan, IdMap, OwnMount, ShieldFact, TOOL_FILES, ToolFact, WATCHED_BESIDES, exchange_ids,
+};
 pub use harden::{DeviceRule, device_rules, harden};
 pub use identity::home_of;
 pub use ids::{Ids, has_user_namespace};
@@ -322,7 +324,10 @@ impl Plan {
         let read_write = &filesystem.landlock.read_write;
         let guard =
             guard::resolve(spec, policy, host, identity.as_ref(), read_write, &mut refusals);
-        let privileges = privileges::resolve(spec, policy, image, identity.as_ref(), &mut refusals);
+        let mut privileges =
+            privileges::resolve(spec, policy, image, identity.as_ref(), &mut refusals);
+        // Such bits would be the person's, or a group's of the host.
+        privileges.filter.root_possible |= guard.id_map.is_some();
         let (Some(identity), true) = (identity, refusals.0.is_empty()) else {
             return Err(InvalidPlan { refusals: refusals.0 });
         };
@@ -482,6 +487,14 @@ fn pids(spec: &Spec, policy: &Policy) -> i64 {
     if policy.options.pids == 0 {
         return 0;
     }
+    // RLIMIT_NPROC counts per uid over all sandboxes (setrlimit(2)); what was meant
+    // is a limit of this one, too.
+    let limits = spec.process().iter().flat_map(|process| process.rlimits().iter().flatten());
+    let processes = limits
+        .filter(|limit| limit.typ() == oci_spec::runtime::PosixRlimitType::RlimitNproc)
+        .filter_map(|limit| i64::try_from(limit.hard()).ok())
+        .find(|limit| *limit > 0);
+    let asked = asked.into_iter().chain(processes).min();
     asked.map_or(policy.options.pids, |limit| limit.min(policy.options.pids_max))
 }
 

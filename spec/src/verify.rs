@@ -194,6 +194,10 @@ fn mounts(plan: &Plan, observed: &Observed, found: &mut Vec<Difference>) {
         |text: String| found.push(Difference { pid: None, control: "mounts", found: text });
     let at = |path: &str| observed.mounts.iter().rev().find(|mount| mount.point == path);
     let mut demand = |path: &str, options: &[&str]| match at(path) {
+        // A later mount above it hides it (mounts are listed in their order).
+        Some(_) if hidden(path, &observed.mounts) => {
+            add(format!("`{}` is hidden by a mount above it", path.escape_debug()));
+        }
         None => add(format!("`{}` is no mount of its own", path.escape_debug())),
         Some(mount) => {
             for option in
@@ -213,7 +217,9 @@ fn mounts(plan: &Plan, observed: &Observed, found: &mut Vec<Difference>) {
     for own in &plan.guard.own_mounts {
         let shield = plan.guard.shields.iter().any(|p| p.trim_end_matches('/') == own.path);
         let locked = if shield { observed.shields_up } else { own.read_only };
-        demand(&own.path, if locked { &["ro"] } else { &[] });
+        let mut options = if locked { vec!["ro"] } else { Vec::new() };
+        options.extend(plan.landlock.system_only.then_some("noexec"));
+        demand(&own.path, &options);
     }
     if plan.tmp.is_some() && at("/tmp").is_none_or(|mount| mount.kind != "tmpfs") {
         add("`/tmp` is no file system in memory".to_owned());
@@ -226,6 +232,12 @@ fn mounts(plan: &Plan, observed: &Observed, found: &mut Vec<Difference>) {
     for change in &observed.changed_mounts {
         add(change.clone());
     }
+}
+
+fn hidden(path: &str, mounts: &[Mount]) -> bool {
+    let above = |mount: &Mount| mount.point != path && beneath(path, &mount.point);
+    let last = mounts.iter().rposition(|mount| mount.point == path);
+    last.is_some_and(|last| mounts.iter().skip(last).any(above))
 }
 
 fn privileges(

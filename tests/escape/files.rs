@@ -110,6 +110,12 @@ fn locked() -> Outcome {
         equal("what could be changed", &done.out, &"done\n".to_owned())?;
         quiet(&container)?;
         equal("hooks", &fs::read_dir(workspace.0.join(".git/hooks"))?.count(), &0)?;
+        // What the person mounts read-only deeper stays so.
+        let hooks = format!("{}/.git/hooks:/sandbox/.git/hooks:ro", workspace.0.display());
+        let deeper = [&options[..], &["-v", &hooks]].concat();
+        let container = Container::start("nemoclaw-locked", IMAGE, &deeper)?;
+        equal("deeper", &container.sh(CHANGES).ok()?.out, &"done\n".to_owned())?;
+        quiet(&container)?;
         // The same where policy only watches.
         let other = Container::start("nemoclaw", IMAGE, &options)?;
         contains("positive control", &other.sh(CHANGES).out, "wrote .envrc")?;
@@ -144,6 +150,23 @@ fn watched() -> Outcome {
     let text = findings(&container);
     equal("other files", &text.contains("code.py"), &false)?;
     contains("the change itself", &text, "evil\\\\u{1b}")?;
+    // What leads git to another configuration.
+    container.sh("echo ../.x >/sandbox/.git/commondir").ok()?;
+    eventually(Duration::from_secs(10), "commondir", || {
+        told("/sandbox/.git/commondir", "created")
+    })?;
+    // A store to a shared mapping: no time changes, and no event comes.
+    let store = "python3 -c \"
+import mmap, os, time
+f = os.open('/sandbox/.git/config', os.O_RDWR); m = mmap.mmap(f, 0)
+m[0:1] = m[0:1]; time.sleep(1); m[0:1] = b'X'; time.sleep(20)\"";
+    docker(&["exec", "-d", &container.name, "sh", "-c", store]).ok()?;
+    let changed = || {
+        let text = findings(&container);
+        text.lines().filter(|line| line.contains("/sandbox/.git/config\"")).count()
+    };
+    let before = changed();
+    eventually(Duration::from_secs(20), "a shared mapping", || changed() > before)?;
     equal("what the link leads to", &text.contains("root:x"), &false)?;
     // What changes last is told although the sandbox ends at once.
     let last = "cd /sandbox; echo last >.envrc; kill -9 -1; kill 1";
@@ -179,7 +202,8 @@ fn watched() -> Outcome {
 fn linked() -> Outcome {
     for (make, told) in [
         ("rm .envrc; ln -s /etc/passwd .envrc", "`/sandbox/.envrc` is a symbolic link"),
-        ("ln .envrc second", "has another name"),
+        ("ln .envrc second", "is or holds a file with another name"),
+        ("echo x >.git/hooks/h; ln .git/hooks/h second", "`/sandbox/.git/hooks` is or holds"),
     ] {
         let workspace = Workspace::new()?;
         let made = run_command(Command::new("sh").arg("-c").arg(make).current_dir(&workspace.0));
@@ -263,6 +287,24 @@ fn shields() -> Outcome {
         nemoclaw(&["shields", "up", &container.id]).code == 0
     })?;
     equal("up again", &written()?, &locked)?;
+    // By force: who holds a file open can write that one, and nobody any other.
+    nemoclaw(&["shields", "down", &container.id]).ok()?;
+    docker(&[
+        "exec",
+        "-d",
+        &container.name,
+        "sh",
+        "-c",
+        "exec 9>/sandbox/agent/config/held2; touch /sandbox/held2; sleep 901",
+    ])
+    .ok()?;
+    eventually(Duration::from_secs(10), "a writer", || workspace.0.join("held2").exists())?;
+    nemoclaw(&["shields", "up", "--force", &container.id]).ok()?;
+    equal("up by force", &written()?, &locked)?;
+    quiet(&container)?;
+    nemoclaw(&["shields", "down", &container.id]).ok()?;
+    equal("down again", &written()?.contains("wrote"), &true)?;
+    container.sh("pkill -f 'sleep 901'");
     // For a while only.
     nemoclaw(&["shields", "down", "--for", "1s", &container.id]).ok()?;
     equal("down for a while", &written()?.contains("wrote"), &true)?;

@@ -56,6 +56,16 @@ struct Line<'a> {
 /// Appends a finding. Findings tell, they do not hold: where they cannot be
 /// written, the container goes on.
 pub(crate) fn add(id: &str, finding: &Finding) {
+    append(id, finding, MAX_BYTES);
+}
+
+/// Appends what the operator did, for which there is room when a sandbox has filled
+/// its own.
+pub(crate) fn add_record(id: &str, finding: &Finding) {
+    append(id, finding, MAX_BYTES * 2);
+}
+
+fn append(id: &str, finding: &Finding, most: u64) {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let time_ms = u64::try_from(time).unwrap_or(u64::MAX);
     let line = Line { time_ms, sandbox: id, kind: "finding", finding };
@@ -70,7 +80,11 @@ pub(crate) fn add(id: &str, finding: &Finding) {
         .open(Path::new(DIRECTORY).join(format!("{id}.findings.jsonl")));
     let Ok(mut file) = opened else { return };
     let length = file.metadata().map_or(u64::MAX, |metadata| metadata.len());
-    if length < MAX_BYTES {
-        let _written = file.write_all(text.as_bytes());
+    if length >= most {
+        return;
     }
+    if length.saturating_add(text.len() as u64) >= most {
+        text.push_str("{\"kind\":\"full\"}\n");
+    }
+    let _written = file.write_all(text.as_bytes());
 }

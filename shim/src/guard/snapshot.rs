@@ -1,21 +1,23 @@
 //! What a workspace's tool files are at a moment, and what became of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 
-use nemoclaw_spec::plan::TOOL_FILES;
+use nemoclaw_spec::plan::{TOOL_FILES, WATCHED_BESIDES};
 use rustix::fs::{FileType, Stat};
 use sha2::{Digest as _, Sha256};
 
 use super::findings::Finding;
 use super::tree::Tree;
 
-/// Most files of one workspace.
-const MAX_FILES: usize = 512;
+/// Most files, directories and names looked at in one workspace.
+const MAX_LOOKS: usize = 4096;
 /// Greatest depth below a tool's directory.
-const MAX_DEPTH: usize = 3;
+const MAX_DEPTH: usize = 6;
+/// Most bytes digested in one look.
+const MAX_READ: u64 = 32 * 1024 * 1024;
 /// Largest file digested, in bytes.
 const MAX_DIGESTED: u64 = 1024 * 1024;
 /// Largest file whose lines are kept, in bytes.
@@ -27,8 +29,9 @@ const MAX_LINE: usize = 160;
 /// One file, directory or link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
-    /// Inode, size, time of change, mode: the same when nothing changed.
-    state: (u64, i64, i64, u64, u32),
+    /// Inode, size, time of change, mode, names: the same when nothing changed, but for
+    /// stores to shared mappings, which leave no trace here.
+    state: (u64, i64, i64, u64, u32, u64),
     digest: Option<String>,
     text: Option<String>,
 }
@@ -38,38 +41,55 @@ struct Seen {
 pub(super) struct Snapshot {
     place: String,
     files: BTreeMap<String, Seen>,
+    /// Whether there was more than could be looked at.
+    partial: bool,
 }
 
 impl Snapshot {
     /// Looks at the workspace that is mounted at `place`.
     pub(super) fn take(tree: &Tree, place: &str) -> Self {
-        Self::again(tree, place, &Self::default())
+        Self::again(tree, place, &Self::default(), false)
     }
 
-    /// Looks again; what did not change is not read again.
-    pub(super) fn again(tree: &Tree, place: &str, before: &Self) -> Self {
+    /// Looks again. What seems not to have changed is not read again where `trust`
+    /// says so.
+    pub(super) fn again(tree: &Tree, place: &str, before: &Self, trust: bool) -> Self {
         let place = place.trim_end_matches('/').to_owned();
-        let mut snapshot = Self { place, files: BTreeMap::new() };
-        let mut left: Vec<(String, usize)> =
-            TOOL_FILES.iter().rev().map(|path| ((*path).to_owned(), 0)).collect();
-        // A worktree's `.git` is a file, and says where its repository is.
-        left.push((".git".to_owned(), MAX_DEPTH));
-        while let Some((path, depth)) = left.pop() {
+        let mut snapshot = Self { place, files: BTreeMap::new(), partial: false };
+        // What has a name in the lists comes first, so that nothing below hides it.
+        let mut left: VecDeque<(String, usize)> =
+            TOOL_FILES.iter().map(|path| ((*path).to_owned(), 0)).collect();
+        for pattern in WATCHED_BESIDES {
+            let found = tree.matching(pattern).into_iter();
+            // Of `.git` itself only whether it is a file, which says where it is.
+            let depth = if pattern == ".git" { MAX_DEPTH } else { 1 };
+            left.extend(found.map(|path| (path.trim_start_matches('/').to_owned(), depth)));
+        }
+        let (mut looks, mut read) = (0, 0);
+        while let Some((path, depth)) = left.pop_front() {
+            looks += 1;
+            if looks > MAX_LOOKS {
+                snapshot.partial = true;
+                break;
+            }
             let Some((found, stat)) = tree.look(&path) else { continue };
             let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             if directory && depth < MAX_DEPTH {
-                let names = tree.names(&path).into_iter();
-                left.extend(names.map(|name| (format!("{path}/{name}"), depth + 1)));
+                let (names, all) = tree.names(&path);
+                snapshot.partial |= !all;
+                left.extend(names.into_iter().map(|name| (format!("{path}/{name}"), depth + 1)));
+            } else if directory && path != ".git" {
+                snapshot.partial = true;
             }
             // Times and sizes of a directory move with what it holds.
             if directory && (depth > 0 || path == ".git") {
                 continue;
             }
-            if snapshot.files.len() >= MAX_FILES {
-                break;
-            }
             let shown = format!("{}/{path}", snapshot.place);
-            let seen = Seen::of(&found, &stat, directory, before.files.get(&shown));
+            let known = before.files.get(&shown).filter(|_| trust || read > MAX_READ);
+            snapshot.partial |= read > MAX_READ;
+            let seen = Seen::of(&found, &stat, directory, known);
+            read += u64::try_from(stat.st_size).unwrap_or(0).min(MAX_DIGESTED);
             snapshot.files.insert(shown, seen);
         }
         snapshot
@@ -78,6 +98,10 @@ impl Snapshot {
     /// What became of the files between this moment and a later one.
     pub(super) fn changes(&self, now: &Self) -> Vec<Finding> {
         let mut found = Vec::new();
+        if now.partial && !self.partial {
+            let told = "there is more than is looked at, or a name that is no text";
+            found.push(Finding::new(&self.place, "not all is watched", told.to_owned()));
+        }
         for (path, seen) in &now.files {
             match self.files.get(path) {
                 Some(before) if before.same(seen) => {}
@@ -115,15 +139,15 @@ impl Seen {
         self == other
             || (self.digest.is_some()
                 && self.digest == other.digest
-                && self.state.4 == other.state.4)
+                && (self.state.4, self.state.5) == (other.state.4, other.state.5))
     }
 
     fn of(found: &OwnedFd, stat: &Stat, directory: bool, before: Option<&Self>) -> Self {
         let mode = stat.st_mode;
         let state = if directory {
-            (stat.st_ino, 0, 0, 0, mode)
+            (stat.st_ino, 0, 0, 0, mode, 0)
         } else {
-            (stat.st_ino, stat.st_size, stat.st_ctime, stat.st_ctime_nsec, mode)
+            (stat.st_ino, stat.st_size, stat.st_ctime, stat.st_ctime_nsec, mode, stat.st_nlink)
         };
         if let Some(before) = before.filter(|before| before.state == state) {
             return before.clone();
@@ -150,7 +174,7 @@ fn told(path: &str, before: Option<&Seen>, now: Option<&Seen>) -> Finding {
         (None, _) => "created",
         (_, None) => "removed",
         (Some(before), Some(now)) if before.digest == now.digest && now.digest.is_some() => {
-            "mode changed"
+            "mode or names changed"
         }
         _ => "changed",
     };
@@ -166,7 +190,9 @@ fn told(path: &str, before: Option<&Seen>, now: Option<&Seen>) -> Finding {
     let mut finding = Finding::new(path, change, mode);
     finding.before = before.and_then(|seen| seen.digest.clone());
     finding.after = now.and_then(|seen| seen.digest.clone());
-    finding.added = added.take(MAX_LINES).map(cut).collect();
+    // Elsewhere, tokens stand in such files.
+    let git = path.contains("/.git/") || path.contains("/.husky/");
+    finding.added = added.filter(|_| git).take(MAX_LINES).map(cut).collect();
     finding
 }
 
@@ -186,12 +212,12 @@ mod tests {
         assert!(before.changes(&Snapshot::take(&tree, "/sandbox")).is_empty());
         std::fs::write(place.join("README"), "x").unwrap();
         std::fs::write(place.join(".git/HEAD"), "x").unwrap();
-        let now = Snapshot::again(&tree, "/sandbox", &before);
+        let now = Snapshot::again(&tree, "/sandbox", &before, true);
         assert!(before.changes(&now).is_empty());
         std::fs::write(place.join(".git/hooks/pre-commit"), "evil\u{1b}\n").unwrap();
         std::fs::write(place.join(".git/config"), "[core]\nfsmonitor = evil\n").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", place.join(".envrc")).unwrap();
-        let later = Snapshot::again(&tree, "/sandbox", &now);
+        let later = Snapshot::again(&tree, "/sandbox", &now, true);
         let found = now.changes(&later);
         let told: Vec<_> =
             found.iter().map(|f| (f.path.as_str(), f.change.as_str(), f.added.join("|"))).collect();
@@ -204,9 +230,34 @@ mod tests {
             ]
         );
         std::fs::remove_file(place.join(".git/config")).unwrap();
-        let last = Snapshot::again(&tree, "/sandbox", &later);
+        let last = Snapshot::again(&tree, "/sandbox", &later, false);
         assert_eq!(later.changes(&last)[0].change, "removed");
         assert!(last.directories(&tree).len() >= 3);
+        // A store to a shared mapping changes no time: only reading tells.
+        let hook = place.join(".git/hooks/pre-push");
+        std::fs::write(&hook, "fine").unwrap();
+        let before = Snapshot::again(&tree, "/sandbox", &last, true);
+        let mut hidden = before.clone();
+        hidden.files.get_mut("/sandbox/.git/hooks/pre-push").unwrap().digest = None;
+        assert_eq!(hidden.changes(&Snapshot::again(&tree, "/sandbox", &hidden, true)).len(), 0);
+        assert_eq!(hidden.changes(&Snapshot::again(&tree, "/sandbox", &hidden, false)).len(), 1);
+        // What leads git elsewhere.
+        std::fs::write(place.join(".git/commondir"), "../.x").unwrap();
+        std::fs::create_dir_all(place.join(".git/modules/m/hooks")).unwrap();
+        std::fs::write(place.join(".git/modules/m/hooks/h"), "x").unwrap();
+        let now = Snapshot::again(&tree, "/sandbox", &before, true);
+        let paths: Vec<_> = before.changes(&now).into_iter().map(|found| found.path).collect();
+        assert_eq!(paths, ["/sandbox/.git/commondir", "/sandbox/.git/modules/m/hooks/h"]);
+        // More than can be looked at is said, and hides nothing that has a name.
+        std::fs::create_dir_all(place.join(".vscode")).unwrap();
+        for n in 0..1100 {
+            std::fs::write(place.join(format!(".vscode/{n}")), "").unwrap();
+        }
+        std::fs::write(place.join(".yarnrc.yml"), "x").unwrap();
+        let full = Snapshot::again(&tree, "/sandbox", &now, true);
+        let found = now.changes(&full);
+        assert_eq!(found[0].change, "not all is watched");
+        assert!(found.iter().any(|found| found.path == "/sandbox/.yarnrc.yml"));
         std::fs::remove_dir_all(&place).unwrap();
     }
 }

@@ -78,19 +78,27 @@ impl Tree {
         rustix::fs::open(path_of(found), flags, Mode::empty()).ok().map(File::from)
     }
 
-    /// Names in a directory, in order.
-    pub(super) fn names(&self, path: &str) -> Vec<String> {
+    /// Names in a directory, in order, and whether these are all: a name that is no
+    /// text, or one too many, is missing.
+    pub(super) fn names(&self, path: &str) -> (Vec<String>, bool) {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
-        let Ok(directory) = self.open(path, flags) else { return Vec::new() };
-        let Ok(entries) = Dir::new(directory) else { return Vec::new() };
-        let mut names: Vec<String> = entries
-            .filter_map(Result::ok)
-            .filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned))
-            .filter(|name| name != "." && name != "..")
-            .take(MAX_NAMES)
-            .collect();
+        let Ok(directory) = self.open(path, flags) else { return (Vec::new(), true) };
+        let Ok(entries) = Dir::new(directory) else { return (Vec::new(), false) };
+        let mut names = Vec::new();
+        let mut all = true;
+        for entry in entries {
+            match entry.as_ref().map(|entry| entry.file_name().to_str()) {
+                Ok(Ok("." | "..")) => {}
+                Ok(Ok(name)) if names.len() < MAX_NAMES => names.push(name.to_owned()),
+                Ok(Err(_)) => all = false,
+                Ok(Ok(_)) | Err(_) => {
+                    all = false;
+                    break;
+                }
+            }
+        }
         names.sort_unstable();
-        names
+        (names, all)
     }
 
     /// A directory, opened to be watched.
@@ -99,7 +107,7 @@ impl Tree {
     }
 
     /// Paths that a pattern names, where `*` stands for any part of one name.
-    fn matching(&self, pattern: &str) -> Vec<String> {
+    pub(super) fn matching(&self, pattern: &str) -> Vec<String> {
         let mut paths = vec![String::new()];
         for part in pattern.split('/').filter(|part| !part.is_empty()) {
             let mut next = Vec::new();
@@ -108,7 +116,7 @@ impl Tree {
                     next.push(format!("{path}/{part}"));
                     continue;
                 }
-                let names = self.names(&path).into_iter().filter(|name| fits(part, name));
+                let names = self.names(&path).0.into_iter().filter(|name| fits(part, name));
                 next.extend(names.map(|name| format!("{path}/{name}")));
                 if next.len() >= MAX_PATHS {
                     break;
@@ -135,9 +143,8 @@ impl Tree {
             let Some((found, stat)) = self.look(&path) else { continue };
             let kind = FileType::from_raw_mode(stat.st_mode);
             if kind == FileType::Directory && depth < MAX_DEPTH {
-                left.extend(
-                    self.names(&path).into_iter().map(|name| (format!("{path}/{name}"), depth + 1)),
-                );
+                let names = self.names(&path).0.into_iter();
+                left.extend(names.map(|name| (format!("{path}/{name}"), depth + 1)));
             }
             let mode = stat.st_mode & 0o7777;
             // Another name may be another's: whoever linked it here owns neither.

@@ -41,6 +41,17 @@ pub const TOOL_FILES: [&str; 26] = [
     ".npmrc",
 ];
 
+/// What leads git to another configuration, and repositories within one: watched,
+/// because work with git writes there. `*` stands for one name.
+pub const WATCHED_BESIDES: [&str; 6] = [
+    ".git",
+    ".git/commondir",
+    ".git/modules/*/config",
+    ".git/modules/*/hooks",
+    ".git/worktrees/*/commondir",
+    ".git/worktrees/*/config.worktree",
+];
+
 /// Most workspaces guarded.
 const MAX_WORKSPACES: usize = 8;
 
@@ -53,7 +64,7 @@ pub struct ToolFact {
     pub pin: bool,
     /// Whether it is a symbolic link.
     pub linked: bool,
-    /// Whether a file has another name besides.
+    /// Whether it is, or holds, a file that has another name besides.
     pub hard_linked: bool,
     /// Device and inode, by which it is known again once mounted.
     pub device: u64,
@@ -68,8 +79,8 @@ pub struct ShieldFact {
     pub path: String,
     /// Whether it is only on the way to one.
     pub pin: bool,
-    /// Its path on the host; otherwise why it cannot be shielded.
-    pub source: Result<String, String>,
+    /// Whether it is there; otherwise why it cannot be shielded.
+    pub found: Result<(), String>,
     /// Device and inode.
     pub device: u64,
     /// See `device`.
@@ -97,8 +108,6 @@ pub struct GuardPlan {
 /// read-only and can be neither renamed nor removed (rename(2), EBUSY).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnMount {
-    /// On the host.
-    pub source: String,
     /// In the container.
     pub path: String,
     /// Whether it is read-only.
@@ -181,10 +190,9 @@ fn lock_tools(
         }
         let why = match (tool.linked, tool.hard_linked && !tool.pin) {
             (true, _) => "is a symbolic link",
-            (_, true) => "has another name (a hard link)",
+            (_, true) => "is or holds a file with another name (a hard link)",
             _ => {
                 own_mounts.push(OwnMount {
-                    source: format!("{}/{}", fact.source.trim_end_matches('/'), tool.path),
                     path,
                     read_only: !tool.pin,
                     device: tool.device,
@@ -210,18 +218,21 @@ fn shields(
 ) {
     for fact in &host.shields {
         let writable = read_write.iter().any(|path| beneath(&fact.path, path));
-        match &fact.source {
-            _ if own_mounts.iter().any(|known| known.path == fact.path) => {}
-            Ok(source) if writable => own_mounts.push(OwnMount {
-                source: source.clone(),
+        let locked = policy.options.shields_up && !fact.pin;
+        if let Some(known) = own_mounts.iter_mut().find(|known| known.path == fact.path) {
+            known.read_only |= locked;
+            continue;
+        }
+        match &fact.found {
+            Ok(()) if writable => own_mounts.push(OwnMount {
                 path: fact.path.clone(),
-                read_only: policy.options.shields_up && !fact.pin,
+                read_only: locked,
                 device: fact.device,
                 inode: fact.inode,
             }),
             // Nobody in the sandbox can rename what it cannot write.
-            Ok(_) if fact.pin => {}
-            Ok(_) => refusals.add(
+            Ok(()) if fact.pin => {}
+            Ok(()) => refusals.add(
                 "shields",
                 format!("`{}` is not writable anyway", fact.path.escape_debug()),
                 "take it out of `shields`, or make it writable in the policy",
@@ -246,9 +257,11 @@ fn id_map(spec: &Spec, policy: &Policy, host: &HostFacts, run_as: &RunAs) -> Opt
     if workspace.read_only || !workspace.directory || user_namespace || roots || same {
         return None;
     }
+    // Groups of the system's are not a person's to give.
+    let gid = if workspace.gid < identity::FIRST_PERSON { run_as.gid } else { workspace.gid };
     Some(IdMap {
         path: workspace.path,
-        host: (workspace.uid, workspace.gid),
+        host: (workspace.uid, gid),
         container: (run_as.uid, run_as.gid),
     })
 }

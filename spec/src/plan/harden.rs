@@ -73,7 +73,15 @@ fn mounts(spec: &mut Spec, plan: &Plan, rootfs: &str) {
         mounts.extend(own_mount(&format!("{rootfs}{path}"), path, "ro"));
     }
     for own in &plan.guard.own_mounts {
-        mounts.extend(own_mount(&own.source, &own.path, if own.read_only { "ro" } else { "rw" }));
+        // From the container's own tree, so that what is mounted deeper comes along.
+        let source = format!("{rootfs}{}", own.path);
+        let mut mount = own_mount(&source, &own.path, if own.read_only { "ro" } else { "rw" });
+        if let Some(mount) = mount.as_mut().filter(|_| plan.landlock.system_only) {
+            let mut options = mount.options().clone().unwrap_or_default();
+            options.push("noexec".to_owned());
+            mount.set_options(Some(options));
+        }
+        mounts.extend(mount);
     }
     // First of all mounts, so that none of the engine's is hidden by them.
     let no_exec = plan

@@ -9,7 +9,7 @@ use crate::policy::{Identity, Policy};
 /// Identity of a root image without a better one.
 const FALLBACK_ID: u32 = 10_001;
 /// Owners of workspaces below this id are system accounts, not people.
-const FIRST_PERSON: u32 = 1000;
+pub(super) const FIRST_PERSON: u32 = 1000;
 
 /// One line of an image's passwd file.
 #[derive(Debug, PartialEq, Eq)]

@@ -401,6 +401,17 @@ fn the_engine_may_lower_the_process_limit_and_raise_it_to_the_policy_s_most() {
     assert_eq!(pids(4000, "{}"), 512);
     assert_eq!(pids(4000, "{resources: {pids_max: 1024}}"), 1024);
     assert_eq!(pids(0, "{resources: {pids_max: 1024}}"), 512);
+    // `--ulimit nproc` means the sandbox as well.
+    let limited = |number: u64, text: &str| {
+        let spec = spec(|json| {
+            let limit = serde_json::json!({"type": "RLIMIT_NPROC", "soft": number, "hard": number});
+            json["process"]["rlimits"] = serde_json::json!([limit]);
+        });
+        Plan::resolve(&spec, &policy(text), &Image::debian(), &host(), &NoFiles).unwrap().pids
+    };
+    assert_eq!(limited(100, "{}"), 100);
+    assert_eq!(limited(4000, "{}"), 512);
+    assert_eq!(limited(4000, "{resources: {pids_max: 1024}}"), 1024);
 }
 
 #[test]
@@ -533,23 +544,15 @@ fn tool_files_of_a_workspace_are_watched_or_read_only() {
     assert!(plan.guard.own_mounts.is_empty());
     assert_eq!(resolve("{tool_files: 'off'}", &tools).unwrap().guard, GuardPlan::default());
     let plan = resolve("{tool_files: read-only}", &tools).unwrap();
-    let own: Vec<_> = plan
-        .guard
-        .own_mounts
-        .iter()
-        .map(|own| (own.source.as_str(), own.path.as_str(), own.read_only))
-        .collect();
-    assert_eq!(
-        own,
-        [
-            ("/home/p/.git", "/sandbox/.git", false),
-            ("/home/p/.git/hooks", "/sandbox/.git/hooks", true)
-        ]
-    );
+    let own: Vec<_> =
+        plan.guard.own_mounts.iter().map(|own| (own.path.as_str(), own.read_only)).collect();
+    assert_eq!(own, [("/sandbox/.git", false), ("/sandbox/.git/hooks", true)]);
     let hardened = harden(spec(with_workspace), &plan, "/images/x", "/x", true);
     let last = hardened.mounts().as_ref().unwrap().last().unwrap().clone();
     assert_eq!(last.destination(), Path::new("/sandbox/.git/hooks"));
     assert!(last.options().as_ref().unwrap().contains(&"ro".to_owned()));
+    // What is mounted deeper comes along.
+    assert_eq!(last.source().as_ref().unwrap(), Path::new("/images/x/sandbox/.git/hooks"));
     for (linked, hard_linked, told) in [(true, false, "symbolic"), (false, true, "hard link")] {
         let tools = [(".envrc", false, linked, hard_linked)];
         let refused = resolve("{tool_files: read-only}", &tools).unwrap_err().to_string();
@@ -595,7 +598,7 @@ fn groups_are_kept_where_policy_names_them_and_the_engine_gives_them() {
     let process = plan.confine_process(spec.process().clone().unwrap()).unwrap();
     assert_eq!(process.user().additional_gids().as_deref(), Some(&[44][..]));
     for (words, told) in
-        [("{groups: [nosuch]}", "no such group"), ("{groups: ['0']}", "root's group")]
+        [("{groups: [nosuch]}", "no such group"), ("{groups: ['00']}", "root's group")]
     {
         let refused = resolve(words).unwrap_err().to_string();
         assert!(refused.contains(told), "{refused}");
@@ -623,10 +626,10 @@ fn a_tmp_in_memory_has_its_size_unless_the_engine_mounts_one() {
 
 #[test]
 fn shields_are_mounts_of_their_own() {
-    let fact = |path: &str, pin: bool, source: Result<&str, &str>| ShieldFact {
+    let fact = |path: &str, pin: bool, found: Result<(), &str>| ShieldFact {
         path: path.to_owned(),
         pin,
-        source: source.map(str::to_owned).map_err(str::to_owned),
+        found: found.map_err(str::to_owned),
         device: 1,
         inode: 2,
     };
@@ -637,8 +640,7 @@ fn shields_are_mounts_of_their_own() {
         let host = HostFacts { shields, ..host() };
         Plan::resolve(&spec(|_| {}), &policy, &image, &host, &NoFiles)
     };
-    let facts =
-        || vec![fact("/sandbox/a", true, Ok("/r/a")), fact("/sandbox/a/b", false, Ok("/r/a/b"))];
+    let facts = || vec![fact("/sandbox/a", true, Ok(())), fact("/sandbox/a/b", false, Ok(()))];
     let locked = |state: &str| -> Vec<bool> {
         let plan = resolve(state, facts()).unwrap();
         plan.guard.own_mounts.iter().map(|own| own.read_only).collect()
@@ -647,7 +649,7 @@ fn shields_are_mounts_of_their_own() {
     assert_eq!(locked("down"), [false, false]);
     let refused = resolve("up", vec![fact("/sandbox/a/b", false, Err("is not there"))]);
     assert!(refused.unwrap_err().to_string().contains("is not there"));
-    let refused = resolve("up", vec![fact("/usr", false, Ok("/r/usr"))]);
+    let refused = resolve("up", vec![fact("/usr", false, Ok(()))]);
     assert!(refused.unwrap_err().to_string().contains("not writable"));
 }
 

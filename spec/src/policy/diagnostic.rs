@@ -156,7 +156,8 @@ pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str>
     candidates
         .iter()
         .map(|candidate| (distance(word, candidate), *candidate))
-        .filter(|(far, candidate)| *far <= 1 + candidate.len() / 4)
+        // `on` is no misspelt `down`: something of the word must be left.
+        .filter(|(far, candidate)| *far <= 1 + candidate.len() / 4 && *far < word.len())
         .min()
         .map(|(_, candidate)| candidate)
 }

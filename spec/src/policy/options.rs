@@ -150,6 +150,8 @@ pub struct Assertion {
     pub equals: Option<Json>,
     /// What it, or every entry of it, may be.
     pub within: Vec<Json>,
+    /// Whether the file may be missing.
+    pub optional: bool,
     /// Whether it is asked only where something may connect in.
     pub when_ingress: bool,
     /// Whether the container starts all the same, with a warning.
@@ -164,6 +166,7 @@ impl Assertion {
             path: text("path")?.to_owned(),
             equals: entry.get("equals").cloned(),
             within: entry.get("within").and_then(Json::as_array).cloned().unwrap_or_default(),
+            optional: entry.get("optional").and_then(Json::as_bool).unwrap_or(false),
             when_ingress: text("when") == Some("ingress"),
             warn: text("otherwise") == Some("warn"),
         })
@@ -408,8 +411,21 @@ impl Options {
             (Some(Json::Array(own)), Some(Json::Array(theirs))) => Some(Json::Array(
                 own.iter().filter(|entry| theirs.contains(entry)).cloned().collect(),
             )),
-            (own, theirs) => own.or(theirs).cloned(),
+            // Without the key any TCP may come in, and no UDP.
+            (own, theirs) => own.or(theirs).and_then(Json::as_array).map(|entries| {
+                let tcp = |entry: &&Json| entry.get("protocol").is_none_or(|word| word != "udp");
+                entries.iter().filter(tcp).cloned().collect()
+            }),
         };
+        for key in ["integrity", "assertions"] {
+            let entries = |options: &Self| options.said.get(key).and_then(Json::as_array).cloned();
+            let mut all = entries(self).unwrap_or_default();
+            let more = entries(other).unwrap_or_default();
+            all.extend(more.into_iter().filter(|entry| !all.contains(entry)).collect::<Vec<_>>());
+            if !all.is_empty() {
+                set([key, ""], Json::Array(all));
+            }
+        }
         if let Some(ingress) = ingress {
             set(["ingress", ""], ingress);
         }
@@ -539,10 +555,11 @@ fn examine(node: &Node, findings: &mut Findings<'_>) {
     }
 }
 
-/// What is wrong with paths that are to be guarded.
+/// What is wrong with what is to be guarded, and would be found at the start only.
 fn guards(node: &Node, findings: &mut Findings<'_>) {
     const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
-    let shields = node.get("shields").and_then(|shields| shields.get("paths"));
+    let section = node.get("shields");
+    let shields = section.and_then(|shields| shields.get("paths"));
     let private = node.get("private_modes");
     for item in [shields, private].into_iter().flatten().flat_map(Node::items) {
         let text = item.text().unwrap_or_default();
@@ -555,28 +572,82 @@ fn guards(node: &Node, findings: &mut Findings<'_>) {
             );
         }
     }
+    for item in shields.map(Node::items).unwrap_or_default() {
+        if item.text().is_some_and(|text| text.contains('*')) {
+            let text = "a shield is one directory: `*` stands for nothing here".to_owned();
+            findings.error(item.at, text, "name each directory");
+        }
+    }
+    for item in private.map(Node::items).unwrap_or_default() {
+        if item.text().is_some_and(|text| text.contains("**")) {
+            let text = "`*` stands for one name: `**` is no pattern here".to_owned();
+            findings.error(item.at, text, "name the directory: what lies below it counts too");
+        }
+    }
+    if let Some(section) = section
+        && shields.is_none_or(|paths| paths.items().is_empty())
+    {
+        let text = "`shields` without paths lock nothing".to_owned();
+        findings.advice(section.at, text, "write `paths: [/sandbox/.config]`");
+    }
+    for item in node.get("groups").map(Node::items).unwrap_or_default() {
+        if matches!(item.text(), Some("0" | "root")) || item.integer() == Some(0) {
+            let text = "root's group cannot be kept".to_owned();
+            findings.error(item.at, text, "take it out of the policy");
+        }
+    }
+    for entry in node.get("ingress").map(Node::items).unwrap_or_default() {
+        if let Some(from) = entry.get("from").filter(|from| from.items().is_empty()) {
+            let text = "`from: []` names no range".to_owned();
+            findings.error(from.at, text, "leave it out for anywhere, or name ranges");
+        }
+    }
     for entry in node.get("assertions").map(Node::items).unwrap_or_default() {
-        if entry.get("equals").is_none() == entry.get("within").is_none() {
+        assertion(entry, findings);
+    }
+    images(node, findings);
+}
+
+fn assertion(entry: &Node, findings: &mut Findings<'_>) {
+    if entry.get("equals").is_none() == entry.get("within").is_none() {
+        findings.error(
+            entry.at,
+            "an assertion needs one of `equals` and `within`".to_owned(),
+            "write `equals: VALUE`, or `within: [VALUE, ...]`",
+        );
+    }
+    if let Some(path) = entry.get("path") {
+        let text = path.text().unwrap_or_default();
+        if text.split('.').any(|key| key.is_empty() || key.starts_with('$') || key.contains('[')) {
             findings.error(
-                entry.at,
-                "an assertion needs one of `equals` and `within`".to_owned(),
-                "write `equals: VALUE`, or `within: [VALUE, ...]`",
+                path.at,
+                format!("`{}` is no path of keys", shown(text)),
+                "write keys with dots between them, a list's entries by number: gateway.origins.0",
             );
         }
     }
-    let images = node.get("images");
-    let digests = images.and_then(|images| images.get("digests"));
-    if let Some(images) = images
-        && digests.is_none_or(|digests| digests.items().is_empty())
-    {
+    if let Some(within) = entry.get("within").filter(|within| within.items().is_empty()) {
+        findings.error(within.at, "`within: []` admits no value".to_owned(), "name the values");
+    }
+}
+
+fn images(node: &Node, findings: &mut Findings<'_>) {
+    let Some(images) = node.get("images") else { return };
+    if images.get("digests").is_none_or(|digests| digests.items().is_empty()) {
         findings.advice(
             images.at,
             "`images` without digests admits every image".to_owned(),
             "write `digests: ['sha256:...']`, or remove it",
         );
     }
-    if let Some(socket) = images.and_then(|images| images.get("docker_socket")) {
-        absolute(socket, findings);
+    match images.get("docker_socket") {
+        Some(socket) => absolute(socket, findings),
+        None if images.get("cri").and_then(Node::bool) != Some(true) => findings.advice(
+            images.at,
+            "nothing tells the image's digest: with `unknown: warn` every image starts".to_owned(),
+            "write `docker_socket: /run/docker.sock` under Docker, `cri: true` under Kubernetes",
+        ),
+        None => {}
     }
 }
 

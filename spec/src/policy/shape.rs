@@ -183,7 +183,7 @@ impl Shape<'_, '_> {
             Kind::Integer(low, high) => {
                 node.integer().is_some_and(|value| (low..=high).contains(&value))
             }
-            Kind::Bytes => bytes(node).is_some(),
+            Kind::Bytes => bytes(node).is_some_and(|bytes| bytes > 0),
             Kind::Duration => duration(node).is_some(),
             Kind::Number => number(node).is_some_and(|value| value > 0.0 && value < 1e6),
             _ => true,
@@ -204,7 +204,10 @@ impl Shape<'_, '_> {
                 format!("a whole number from {low} to {high}"),
                 format!("write `{key}: {}`", low.max(1)),
             ),
-            Kind::Bytes => ("a number of bytes".to_owned(), format!("write `{key}: 4GiB`")),
+            Kind::Bytes => (
+                "a number of bytes, with K, M, G or KiB, MiB, GiB".to_owned(),
+                format!("write `{key}: 4GiB`"),
+            ),
             Kind::Duration => ("a time".to_owned(), format!("write `{key}: 30s`")),
             Kind::Number => ("a positive number".to_owned(), format!("write `{key}: 1.5`")),
             Kind::Word(words) => {
