@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         ("names_written_by_the_engine_are_judged_by_name", extra_hosts),
         ("network_none_is_served_and_closed", network_none),
         ("the_record_names_program_rule_and_remedy", record),
+        ("the_record_is_a_chain_that_shows_every_change", chain),
+        ("records_are_printed_as_they_come", followed),
         ("a_killed_worker_closes_streams_and_is_replaced", worker_killed),
         ("a_killed_supervisor_closes_egress_for_good", supervisor_killed),
         ("the_proxy_ends_with_the_container", ends),
@@ -509,6 +511,73 @@ fn is_root(pid: i32) -> bool {
     sh(&format!("grep -E '^Uid:' /proc/{pid}/status")).out.contains("Uid:\t0\t")
 }
 
+fn nemoclaw(args: &[&str]) -> nemoclaw_tests::Done {
+    nemoclaw_tests::run_command(
+        std::process::Command::new(nemoclaw_tests::binary("nemoclaw")).args(args),
+    )
+}
+
+fn chain() -> Outcome {
+    let container = start()?;
+    let file = format!("/var/log/nemoclaw/{}.jsonl", container.id);
+    let checked = || nemoclaw(&["logs", "--check", "--sandbox", &container.id]);
+    let requests = || {
+        for host in ["allowed.test", "denied.test", "other.test"] {
+            curl(&container, "", &format!("http://{host}/"));
+        }
+    };
+    requests();
+    // What the sandbox asks before and after a restart is one chain.
+    docker(&["restart", "-t", "0", &container.name]).ok()?;
+    requests();
+    docker(&["stop", "-t", "0", &container.name]).ok()?;
+    let records = || std::fs::read_to_string(&file).map(|text| text.lines().count());
+    let before = records()?;
+    equal("records", &(before >= 6), &true)?;
+    contains("unbroken", &checked().ok()?.out, &format!("{before} records, unbroken"))?;
+    // A line cut short by a crash is ended and owned up to.
+    sh(&format!("printf '{{\"event\":\"cut' >>{file}")).ok()?;
+    docker(&["start", &container.name]).ok()?;
+    requests();
+    docker(&["stop", "-t", "0", &container.name]).ok()?;
+    let number = records()?;
+    contains("ended", &checked().ok()?.out, &format!("{number} records, unbroken"))?;
+    contains("owned up to", &std::fs::read_to_string(&file)?, "torn_record")?;
+    let whole = std::fs::read_to_string(&file)?;
+    for (change, told) in [
+        ("sed -i '2s/sandbox/SANDBOX/'", format!("record 3 of {number}")),
+        ("sed -i 2d", format!("record 2 of {}", number - 1)),
+        ("sed -i 2p", format!("record 3 of {}", number + 1)),
+    ] {
+        sh(&format!("{change} {file}")).ok()?;
+        let done = checked();
+        equal(change, &done.code, &3)?;
+        contains(change, &done.out, &told)?;
+        std::fs::write(&file, &whole)?;
+    }
+    Ok(())
+}
+
+fn followed() -> Outcome {
+    let container = start()?;
+    let out = std::env::temp_dir().join(unique("nc-follow"));
+    let mut follow = std::process::Command::new(nemoclaw_tests::binary("nemoclaw"))
+        .args(["logs", "-f", "--denied", "--sandbox", &container.id])
+        .stdout(std::fs::File::create(&out)?)
+        .spawn()?;
+    curl(&container, "", "http://allowed.test/").ok()?;
+    curl(&container, "", "http://denied.test/");
+    let seen = eventually(Duration::from_secs(5), "the refusal", || {
+        std::fs::read_to_string(&out).is_ok_and(|text| text.contains("denied.test"))
+    });
+    follow.kill()?;
+    follow.wait()?;
+    let text = std::fs::read_to_string(&out)?;
+    std::fs::remove_file(&out)?;
+    seen?;
+    equal("others", &text.contains("allowed.test"), &false)
+}
+
 fn worker_killed() -> Outcome {
     let container = start()?;
     let (supervisor, worker) = proxies(&container)?;
@@ -585,6 +654,19 @@ fn proxy_confined() -> Outcome {
     let of_supervisor = status(supervisor);
     contains("supervisor", &of_supervisor, "NoNewPrivs:\t1")?;
     contains("supervisor", &of_supervisor, "Seccomp:\t2")?;
+    // Processor time, memory and processes are bounded, for both together.
+    for pid in [supervisor, worker] {
+        for (controller, file, limit) in [
+            ("cpu", "cpu.cfs_quota_us", "150000"),
+            ("memory", "memory.limit_in_bytes", "268435456"),
+            ("pids", "pids.max", "16"),
+        ] {
+            let script = format!(
+                "cat /sys/fs/cgroup/{controller}$(grep -E '[:,]{controller}[:,]' /proc/{pid}/cgroup | cut -d: -f3)/{file}"
+            );
+            equal(file, &sh(&script).out.trim().to_owned(), &limit.to_owned())?;
+        }
+    }
     // SYS_ADMIN, SYS_MODULE, SYS_RAWIO, MKNOD and their like are gone.
     let line = of_supervisor.lines().find(|line| line.starts_with("CapPrm")).unwrap_or_default();
     let caps = u64::from_str_radix(line.trim_start_matches("CapPrm:").trim(), 16)?;

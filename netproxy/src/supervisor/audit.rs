@@ -1,8 +1,14 @@
 //! The audit file: one JSON line a record, appended by the supervisor only.
 //! The worker hands over records it cannot change afterwards.
+//!
+//! The lines are a chain: each holds, as `prev`, the SHA-256 of the line before it
+//! (zeros for the first), over restarts and from a full file to the next, so that
+//! a line that was changed, removed or put in between shows (`nemoclaw logs
+//! --check`). A line that a crash cut short is ended, and said to be so.
 
+use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -12,10 +18,14 @@ use anyhow::{Context as _, Result};
 use nemoclaw_spec::audit::MAX_RECORD_BYTES;
 use nix::sys::socket::{MsgFlags, recv};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 /// Size at which a file is put aside, in bytes. Two files bound the disk space
 /// of a sandbox that floods us with refusals.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Fields that the supervisor writes.
+const OURS: [&str; 4] = ["time_ms", "sandbox", "seq", "prev"];
 
 fn create(path: &Path) -> std::io::Result<File> {
     OpenOptions::new()
@@ -34,6 +44,33 @@ pub(super) struct AuditFile {
     failed: bool,
     sandbox: String,
     sequence: u64,
+    /// SHA-256 of the last line.
+    previous: String,
+}
+
+/// SHA-256 in lower-case hexadecimal.
+fn digest(line: &[u8]) -> String {
+    Sha256::digest(line).iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The end of what an earlier supervisor wrote: the last line without its line feed,
+/// and whether it has one.
+fn last_line(path: &Path) -> std::io::Result<Option<(Vec<u8>, bool)>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let most = u64::try_from(MAX_RECORD_BYTES).unwrap_or(u64::MAX) * 2;
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    let whole = bytes.last() == Some(&b'\n');
+    if whole {
+        bytes.pop();
+    }
+    let last = bytes.rsplit(|byte| *byte == b'\n').next().unwrap_or_default().to_vec();
+    Ok((length > 0).then_some((last, whole)))
 }
 
 impl AuditFile {
@@ -45,11 +82,32 @@ impl AuditFile {
                 .create(directory)
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        let file = create(path)
-            .with_context(|| format!("cannot write the audit file {}", path.display()))?;
+        let why = || format!("cannot write the audit file {}", path.display());
+        let mut file = create(path).with_context(why)?;
         let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+        // A container that starts again goes on where it ended.
+        let full = path.with_extension("jsonl.1");
+        let before = match last_line(path).with_context(why)? {
+            Some(last) => Some(last),
+            None if full.exists() => last_line(&full).with_context(why)?,
+            None => None,
+        };
+        let torn = bytes > 0 && before.as_ref().is_some_and(|(_, whole)| !whole);
+        if torn {
+            file.write_all(b"\n").with_context(why)?;
+        }
+        let sequence = before
+            .as_ref()
+            .and_then(|(line, _)| serde_json::from_slice::<serde_json::Value>(line).ok())
+            .and_then(|record| record.get("seq")?.as_u64())
+            .unwrap_or_default();
+        let previous = before.map_or_else(|| "0".repeat(64), |(line, _)| digest(&line));
         let (path, sandbox) = (path.to_owned(), sandbox.to_owned());
-        Ok(Self { file, path, bytes, failed: false, sandbox, sequence: 0 })
+        let mut audit = Self { file, path, bytes, failed: false, sandbox, sequence, previous };
+        if torn {
+            audit.note("torn_record");
+        }
+        Ok(audit)
     }
 
     /// Writes every record the worker has handed over.
@@ -103,11 +161,58 @@ impl AuditFile {
         );
         whole.insert("sandbox".to_owned(), json!(self.sandbox));
         whole.insert("seq".to_owned(), json!(self.sequence));
-        whole.extend(record);
+        // What the worker says of these counts for nothing.
+        whole.extend(record.into_iter().filter(|(key, _)| !OURS.contains(&key.as_str())));
+        whole.insert("prev".to_owned(), json!(self.previous));
         let mut line = serde_json::to_vec(&whole).unwrap_or_default();
+        self.previous = digest(&line);
         line.push(b'\n');
         // One write a line: lines of two writers never mix.
         let written = self.file.write_all(&line).and_then(|()| self.rotate(line.len()));
         self.failed |= written.is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_a_chain_over_restarts_and_a_torn_one_is_ended() {
+        let place = std::env::temp_dir().join(format!("nc-audit-{}", std::process::id()));
+        std::fs::create_dir_all(&place).unwrap();
+        let path = place.join("s.jsonl");
+        let open = || AuditFile::open(&path, "s").unwrap();
+        let mut audit = open();
+        audit.note("one");
+        let forged = json!({"event": "two", "seq": 99, "prev": "x", "sandbox": "other"});
+        audit.append(forged.as_object().unwrap().clone());
+        drop(audit);
+        open().note("three");
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"{\"event\":\"cut").unwrap();
+        open().note("four");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let events: Vec<_> = lines
+            .iter()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .map(|record| Some(record?.get("event")?.as_str()?.to_owned()))
+            .map(Option::unwrap_or_default)
+            .collect();
+        assert_eq!(events, ["one", "two", "three", "", "torn_record", "four"]);
+        let mut previous = "0".repeat(64);
+        for (line, event) in lines.iter().zip(&events) {
+            if !event.is_empty() {
+                let record: serde_json::Value = serde_json::from_str(line).unwrap();
+                assert_eq!(record.get("prev").unwrap(), &json!(previous), "{line}");
+                assert_eq!(record.get("sandbox").unwrap(), "s");
+            }
+            previous = digest(line.as_bytes());
+        }
+        let last: serde_json::Value = serde_json::from_str(lines[5]).unwrap();
+        // The torn line had no number that can be read.
+        assert_eq!(last.get("seq").unwrap(), 2);
+        std::fs::remove_dir_all(&place).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! `nemoclaw-ctl`: the operator's verbs. People type `nemoclaw VERB`.
 
+mod logs;
 mod policy;
 
 use std::io::Write as _;
@@ -24,17 +25,7 @@ enum Verb {
     #[command(subcommand)]
     Presets(policy::PresetVerb),
     /// Print audit records
-    Logs {
-        /// Only this sandbox (container id, or its beginning)
-        #[arg(long)]
-        sandbox: Option<String>,
-        /// Only refusals
-        #[arg(long)]
-        denied: bool,
-        /// What happened to guarded files instead: tool files, private modes, shields
-        #[arg(long, conflicts_with = "denied")]
-        findings: bool,
-    },
+    Logs(logs::Logs),
 }
 
 fn main() -> ExitCode {
@@ -48,9 +39,7 @@ fn main() -> ExitCode {
     let result = match invocation.verb {
         Verb::Policy(verb) => policy::run(&verb),
         Verb::Presets(verb) => policy::presets(&verb),
-        Verb::Logs { sandbox, denied, findings } => {
-            policy::logs(sandbox.as_deref(), denied, findings)
-        }
+        Verb::Logs(logs) => logs.run(),
     };
     result.unwrap_or_else(|error| {
         // `nemoclaw logs | head` is no failure.

@@ -1,8 +1,8 @@
-//! The `policy` and `presets` verbs, and `logs`.
+//! The `policy` and `presets` verbs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -610,64 +610,6 @@ impl Library for Operator {
 fn done(text: &str) -> Result<ExitCode> {
     print(text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints audit records of one or all sandboxes.
-pub(crate) fn logs(sandbox: Option<&str>, denied: bool, findings: bool) -> Result<ExitCode> {
-    let directory = Path::new("/var/log/nemoclaw");
-    let mut files: Vec<PathBuf> = fs::read_dir(directory)
-        .with_context(|| format!("there are no records in {}", directory.display()))?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
-        .filter(|path| {
-            let name = path
-                .file_stem()
-                .map(|stem| stem.to_string_lossy().into_owned())
-                .unwrap_or_default();
-            name.ends_with(".findings") == findings
-                && sandbox.is_none_or(|wanted| name.starts_with(wanted))
-        })
-        .collect();
-    if let (Some(wanted), true) = (sandbox, files.is_empty()) {
-        // Every sandbox has a record, and few have findings.
-        let known = fs::read_dir(directory)?
-            .flatten()
-            .any(|entry| entry.file_name().as_encoded_bytes().starts_with(wanted.as_bytes()));
-        if !(known && findings) {
-            bail!(
-                "there are no records of a sandbox `{}`; ids are those of `docker ps`",
-                wanted.escape_debug()
-            );
-        }
-        writeln!(std::io::stderr(), "no findings")?;
-    }
-    files.sort();
-    let mut lines = Vec::new();
-    for file in files {
-        let reader = BufReader::new(
-            fs::File::open(&file).with_context(|| format!("cannot read {}", file.display()))?,
-        );
-        for line in reader.lines() {
-            let line = line?;
-            if !denied || line.contains("\"decision\":\"deny\"") {
-                lines.push((time_of(&line), line));
-            }
-        }
-    }
-    lines.sort_by_key(|(time, _)| *time);
-    for (_, line) in lines {
-        print(&line)?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// When a record was written, in milliseconds since 1970.
-fn time_of(line: &str) -> u64 {
-    serde_json::from_str::<serde_json::Value>(line)
-        .ok()
-        .and_then(|record| record.get("time_ms").and_then(serde_json::Value::as_u64))
-        .unwrap_or_default()
 }
 
 fn print(text: &str) -> Result<()> {
