@@ -3,6 +3,8 @@
 //! SECURITY: every lookup goes through `openat2(2)` with `RESOLVE_IN_ROOT`
 //! (since Linux 5.6), so that symbolic links of the image end inside it.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -25,6 +27,9 @@ pub(crate) struct Image {
     root: OwnedFd,
     path: PathBuf,
     ids: Ids,
+    /// What was found before: planning asks for the same paths again and again, and
+    /// must get the same answers.
+    known: RefCell<HashMap<String, Option<PathFact>>>,
 }
 
 impl Image {
@@ -35,7 +40,7 @@ impl Image {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let root = rustix::fs::open(&path, flags, Mode::empty())
             .with_context(|| format!("cannot open the root file system {}", path.display()))?;
-        Ok(Self { root, path, ids: Ids::default() })
+        Ok(Self { root, path, ids: Ids::default(), known: RefCell::default() })
     }
 
     /// Tells owners as a container with these ids sees them.
@@ -80,6 +85,22 @@ impl Image {
         openat2(&self.root, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
+    fn examine(&self, path: &str) -> Option<PathFact> {
+        let found = self.find(path, OFlags::PATH).ok()?;
+        let stat = fstat(&found).ok()?;
+        let host =
+            std::fs::read_link(format!("/proc/self/fd/{}", found.as_fd().as_raw_fd())).ok()?;
+        let inside = host.strip_prefix(&self.path).ok()?.to_str()?;
+        let (uid, gid) = self.ids.inside(stat.st_uid, stat.st_gid);
+        Some(PathFact {
+            real: format!("/{inside}"),
+            directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+            uid,
+            gid,
+            mode: stat.st_mode & 0o7777,
+        })
+    }
+
     /// Makes a directory in the image and gives it to its owner. One that has
     /// come to exist meanwhile is left as it is.
     pub(crate) fn make_directory(&self, wanted: &MakeDirectory) -> Result<()> {
@@ -121,19 +142,12 @@ pub(crate) fn open_regular(found: &OwnedFd) -> std::io::Result<Option<std::fs::F
 
 impl ImageView for Image {
     fn look(&self, path: &str) -> Option<PathFact> {
-        let found = self.find(path, OFlags::PATH).ok()?;
-        let stat = fstat(&found).ok()?;
-        let host =
-            std::fs::read_link(format!("/proc/self/fd/{}", found.as_fd().as_raw_fd())).ok()?;
-        let inside = host.strip_prefix(&self.path).ok()?.to_str()?;
-        let (uid, gid) = self.ids.inside(stat.st_uid, stat.st_gid);
-        Some(PathFact {
-            real: format!("/{inside}"),
-            directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
-            uid,
-            gid,
-            mode: stat.st_mode & 0o7777,
-        })
+        if let Some(known) = self.known.borrow().get(path) {
+            return known.clone();
+        }
+        let fact = self.examine(path);
+        self.known.borrow_mut().insert(path.to_owned(), fact.clone());
+        fact
     }
 
     fn read(&self, path: &str) -> Option<String> {

@@ -28,6 +28,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MEMORY_BYTES: u64 = 256 * 1024 * 1024;
 /// Process ceiling of a proxy.
 const PROCESSES: u32 = 16;
+/// Hierarchies of cgroups that a proxy gets groups of its own in.
+const HIERARCHIES: [&str; 6] = ["memory", "pids", "cpu", "systemd", "unified", ""];
+/// Processor time of a proxy in a period of 100 ms, in microseconds: what a sandbox
+/// makes it do is bounded.
+const PROCESSOR: u32 = 150_000;
 /// The first inode number of namespaces (PROC_DYNAMIC_FIRST).
 const FIRST_INODE: u64 = 0xf000_0000;
 
@@ -114,7 +119,7 @@ impl Starting {
 /// own, outside the container's and the engine's. Where the host does not let us,
 /// they still work.
 pub(crate) fn confine(name: &str, pid: u32) {
-    for hierarchy in ["memory", "pids", "systemd", "unified", ""] {
+    for hierarchy in HIERARCHIES {
         let root = Path::new("/sys/fs/cgroup").join(hierarchy);
         if !root.join("cgroup.procs").exists() {
             continue;
@@ -127,6 +132,8 @@ pub(crate) fn confine(name: &str, pid: u32) {
             ("memory.limit_in_bytes", MEMORY_BYTES.to_string()),
             ("memory.max", MEMORY_BYTES.to_string()),
             ("pids.max", PROCESSES.to_string()),
+            ("cpu.cfs_quota_us", PROCESSOR.to_string()),
+            ("cpu.max", format!("{PROCESSOR} 100000")),
         ] {
             if group.join(file).exists() {
                 let _limited = fs::write(group.join(file), value);
@@ -138,7 +145,7 @@ pub(crate) fn confine(name: &str, pid: u32) {
 
 /// Removes the cgroups of a proxy that has ended.
 fn remove_cgroups(name: &str) {
-    for hierarchy in ["memory", "pids", "systemd", "unified", ""] {
+    for hierarchy in HIERARCHIES {
         let group = Path::new("/sys/fs/cgroup").join(hierarchy).join("nemoclaw").join(name);
         let _removed = fs::remove_dir(group);
     }
@@ -191,7 +198,7 @@ fn clean(directory: &Path) {
         for _try in 0..50 {
             let name = name.to_string_lossy();
             remove_cgroups(&name);
-            let left = ["memory", "pids", "systemd", "unified", ""].iter().any(|h| {
+            let left = HIERARCHIES.iter().any(|h| {
                 Path::new("/sys/fs/cgroup").join(h).join("nemoclaw").join(&*name).exists()
             });
             if !left {
