@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -79,18 +79,39 @@ impl Image {
     }
 
     fn find(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        self.resolve(path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    }
+
+    fn resolve(
+        &self,
+        path: &str,
+        flags: OFlags,
+        resolve: ResolveFlags,
+    ) -> rustix::io::Result<OwnedFd> {
         let relative = path.trim_start_matches('/');
         let relative = if relative.is_empty() { "." } else { relative };
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         openat2(&self.root, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
     fn examine(&self, path: &str) -> Option<PathFact> {
-        let found = self.find(path, OFlags::PATH).ok()?;
+        // Without links on the way the path is the real one already.
+        let plain = is_plain(path).then(|| {
+            self.resolve(path, OFlags::PATH, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+        });
+        let (found, host) = match plain {
+            Some(Ok(found)) => (found, None),
+            Some(Err(Errno::NOENT)) => return None,
+            _ => {
+                let found = self.find(path, OFlags::PATH).ok()?;
+                let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+                (found, Some(std::fs::read_link(link).ok()?))
+            }
+        };
         let stat = fstat(&found).ok()?;
-        let host =
-            std::fs::read_link(format!("/proc/self/fd/{}", found.as_fd().as_raw_fd())).ok()?;
-        let inside = host.strip_prefix(&self.path).ok()?.to_str()?;
+        let inside = match &host {
+            Some(host) => host.strip_prefix(&self.path).ok()?.to_str()?,
+            None => path.trim_start_matches('/'),
+        };
         let (uid, gid) = self.ids.inside(stat.st_uid, stat.st_gid);
         Some(PathFact {
             real: format!("/{inside}"),
@@ -124,6 +145,13 @@ impl Image {
             }
         }
     }
+}
+
+/// Whether an absolute path has one slash between names, and none at the end, and no
+/// name that leads elsewhere than down.
+fn is_plain(path: &str) -> bool {
+    let names = path.strip_prefix('/').unwrap_or_default();
+    !names.is_empty() && names.split('/').all(|name| !matches!(name, "" | "." | ".."))
 }
 
 /// Opens for reading what an `O_PATH` descriptor names, if it is a regular file.

@@ -156,6 +156,13 @@ impl Executor for ConfinedInit {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        if let Err(error) = enter_directory(&self.plan) {
+            let _shown = writeln!(
+                std::io::stderr(),
+                "nemoclaw: the working directory cannot be entered: {error}; let the container's user enter it"
+            );
+            crate::sys::exit_now(1);
+        }
         let args = arguments(spec);
         let mut env = environment(spec);
         for name in ["LISTEN_FDS", "LISTEN_PID", "HOME"] {
@@ -176,6 +183,16 @@ impl Executor for ConfinedInit {
         let _shown = writeln!(std::io::stderr(), "nemoclaw: {}", error.message);
         crate::sys::exit_now(i32::from(error.code.max(1)));
     }
+}
+
+/// Enters the working directory anew: libcontainer did before it was covered by a
+/// read-only mount, and what it entered would stay writable.
+fn enter_directory(plan: &Plan) -> std::io::Result<()> {
+    let entered = std::env::current_dir()?;
+    if plan.read_only_mounts.iter().any(|path| entered.starts_with(path)) {
+        std::env::set_current_dir(entered)?;
+    }
+    Ok(())
 }
 
 /// Writes one outcome; a reader that has gone needs none.

@@ -15,7 +15,7 @@ use rustix::fs::{
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::sys;
+use crate::{facts, sys, weaken};
 
 /// Compares every bind mount with what was examined before: a path may have
 /// come to mean something else in between, and libcontainer mounts by path.
@@ -109,14 +109,39 @@ fn find(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Takes the meaning from device nodes and set-user-ID bits of the image: /dev
-/// is a mount of its own.
+/// is a mount of its own. Covers `read_only` paths with read-only mounts of
+/// themselves, and makes cgroup v1 read-only, which libcontainer mounts writable
+/// (mount.rs).
 ///
 /// # Errors
 /// When the kernel refuses; the container must not start.
-pub(crate) fn restrict_root(pid: i32) -> Result<()> {
+pub(crate) fn restrict_root(pid: i32, read_only: &[String]) -> Result<()> {
     within(pid, |root| {
-        sys::restrict_mount(root.as_fd())
-            .context("mounts: the image's root cannot be mounted nodev and nosuid")
+        if !weaken::left_away("root_mount") {
+            sys::restrict_mount(root.as_fd())
+                .context("mounts: the image's root cannot be mounted nodev and nosuid")?;
+        }
+        for path in read_only {
+            find(root, Path::new(path))
+                .map_err(anyhow::Error::from)
+                .and_then(|found| cover(&found))
+                .with_context(|| {
+                    format!("mounts: `{}` cannot become read-only", path.escape_debug())
+                })?;
+        }
+        if !facts::cgroup_v1() || weaken::left_away("proc_paths") {
+            return Ok(());
+        }
+        let cgroups = match find(root, Path::new("/sys/fs/cgroup")) {
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
+            found => found.context("mounts: cannot find /sys/fs/cgroup")?,
+        };
+        // Where it is not mounted, what is there is read-only with /sys.
+        if is_mount_root(&cgroups)? {
+            sys::set_all_read_only(cgroups.as_fd())
+                .context("mounts: /sys/fs/cgroup cannot become read-only")?;
+        }
+        Ok(())
     })
 }
 
@@ -165,14 +190,14 @@ pub(crate) fn set_read_only(
     })
 }
 
-/// Mounts a read-only clone of a mount over it.
+/// Mounts a read-only clone of a directory over it, with what is mounted below it.
 fn cover(found: &OwnedFd) -> Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
     let clone = open_tree(found, "", flags)?;
-    sys::set_read_only(clone.as_fd(), true)?;
+    sys::seal_mount(clone.as_fd())?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(&clone, "", found, "", flags)?;
     Ok(())

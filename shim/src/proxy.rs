@@ -48,11 +48,21 @@ pub(crate) fn inode(path: &Path) -> Result<u64> {
     Ok(metadata.ino())
 }
 
-/// A proxy that has been started and does not serve yet.
+/// A proxy that has been started and does not serve yet; it ends with this value.
 #[derive(Debug)]
 pub(crate) struct Starting {
-    child: Child,
+    /// None once it serves.
+    child: Option<Child>,
     socket: UnixStream,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _killed = child.kill();
+            let _reaped = child.wait();
+        }
+    }
 }
 
 impl Starting {
@@ -74,44 +84,47 @@ impl Starting {
             .with_context(|| {
                 format!("cannot start the proxy {}; install it beside nemoclaw", program.display())
             })?;
-        Ok(Self { child, socket: own })
+        Ok(Self { child: Some(child), socket: own })
     }
 
-    /// Hands the proxy its configuration and the locked namespace, and waits
-    /// until it serves.
+    /// Hands the proxy its configuration and the locked namespace, does what can be
+    /// done `meanwhile`, and waits until it serves.
     pub(crate) fn serve(
         mut self,
         config: &SandboxConfig,
         netns: &File,
         member: &Member,
+        meanwhile: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let name = Path::new(&config.directory)
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
-        confine(&name, self.child.id());
-        let result = self.converse(config, netns, member);
-        if result.is_err() {
-            self.end();
+        if let Some(child) = &self.child {
+            confine(&name, child.id());
         }
-        result
+        self.converse(config, netns, member, meanwhile)?;
+        self.child = None;
+        Ok(())
     }
 
-    fn converse(&mut self, config: &SandboxConfig, netns: &File, member: &Member) -> Result<()> {
+    fn converse(
+        &self,
+        config: &SandboxConfig,
+        netns: &File,
+        member: &Member,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let mut line = serde_json::to_vec(config)?;
         line.push(b'\n');
-        self.socket.write_all(&line).context("cannot send the proxy its configuration")?;
-        ask(&self.socket, &Request::Enter, &[netns.as_fd()])?;
+        (&self.socket).write_all(&line).context("cannot send the proxy its configuration")?;
+        send(&self.socket, &Request::Enter, &[netns.as_fd()])?;
+        meanwhile()?;
+        answer(&self.socket)?;
         steps::reached("create:proxy-entered");
         join_over(&self.socket, member)?;
         steps::reached("create:joined");
         Ok(())
-    }
-
-    /// Ends a proxy that will not be needed.
-    pub(crate) fn end(&mut self) {
-        let _killed = self.child.kill();
-        let _reaped = self.child.wait();
     }
 }
 
@@ -244,6 +257,11 @@ fn connect(directory: &Path) -> Result<UnixStream> {
 
 /// One request, its descriptors, and the answer.
 fn ask(socket: &UnixStream, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Reply> {
+    send(socket, request, descriptors)?;
+    answer(socket)
+}
+
+fn send(socket: &UnixStream, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     let raw: Vec<i32> = descriptors.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect();
@@ -257,6 +275,10 @@ fn ask(socket: &UnixStream, request: &Request, descriptors: &[BorrowedFd<'_>]) -
         None,
     )
     .context("cannot reach the proxy")?;
+    Ok(())
+}
+
+fn answer(socket: &UnixStream) -> Result<Reply> {
     let mut answer = String::new();
     BufReader::new(socket).read_line(&mut answer).context("the proxy does not answer")?;
     if answer.is_empty() {

@@ -46,13 +46,17 @@ const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 /// Changes the mount whose root is the open file (`mount_setattr(2)`, since
 /// Linux 5.12).
 fn change_mount(root: BorrowedFd<'_>, attr: &MountAttr) -> io::Result<()> {
+    change_mounts(root, attr, 0)
+}
+
+fn change_mounts(root: BorrowedFd<'_>, attr: &MountAttr, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: path and structure are valid for the size passed and outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             root.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
             std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
@@ -67,11 +71,23 @@ pub(crate) fn set_read_only(root: BorrowedFd<'_>, read_only: bool) -> io::Result
     change_mount(root, &MountAttr { attr_set: set, attr_clr: clear, ..MountAttr::default() })
 }
 
+/// Makes a mount and all that is mounted below it read-only; all of them or none.
+pub(crate) fn set_all_read_only(root: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = MountAttr { attr_set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+    change_mounts(root, &attr, libc::AT_RECURSIVE)
+}
+
 /// Gives a detached mount the ids of a user namespace. `EINVAL` where the file
 /// system cannot.
 pub(crate) fn set_ids(root: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or_default();
     change_mount(root, &MountAttr { attr_set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() })
+}
+
+/// Makes a mount read-only, nodev and nosuid, and leaves those below it as they are.
+pub(crate) fn seal_mount(root: BorrowedFd<'_>) -> io::Result<()> {
+    let attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+    change_mount(root, &MountAttr { attr_set, ..MountAttr::default() })
 }
 
 /// Makes a mount nodev and nosuid, whatever it was.

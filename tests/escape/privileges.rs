@@ -5,7 +5,7 @@ use nemoclaw_tests::{Outcome, contains, equal};
 
 const IMAGE: &str = "nemoclaw-test/base";
 
-pub(super) const TRIALS: [crate::Named; 10] = [
+pub(super) const TRIALS: [crate::Named; 11] = [
     ("a_kept_capability_is_there_in_init_and_exec_and_no_other", kept),
     ("a_debugger_works_where_policy_says_so_and_only_there", debugger),
     ("writable_places_run_nothing_under_system_only", system_only),
@@ -14,6 +14,7 @@ pub(super) const TRIALS: [crate::Named; 10] = [
     ("an_entry_point_steps_down_and_exec_cannot_reach_the_gateway", step_down),
     ("memory_and_processors_stay_within_the_policy", limits),
     ("groups_are_kept_where_policy_names_them", groups),
+    ("a_read_only_path_is_read_only_from_the_start", read_only_from_the_start),
     ("tmp_has_the_size_that_policy_says", sized_tmp),
     ("a_device_is_given_only_where_policy_names_it", device),
 ];
@@ -211,6 +212,24 @@ fn groups() -> Outcome {
     equal("exec", &exec.out.contains("27"), &false)?;
     let cleared = run("nemoclaw", &options, IMAGE, &["id", "-G"]).ok()?;
     equal("not named", &cleared.out, &"1000\n".to_owned())
+}
+
+/// A process that starts below a read-only path is in the read-only mount, and so is
+/// what lies below it; the cgroup hierarchies are read-only, all of them.
+fn read_only_from_the_start() -> Outcome {
+    let script = "
+import os
+def read_only(path): return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+print(os.getcwd(), read_only('.'))
+points = [line.split()[4] for line in open('/proc/self/mountinfo')]
+cgroups = [point for point in points if point.startswith('/sys/fs/cgroup')]
+print('writable:', [point for point in cgroups if not read_only(point)], 'of', len(cgroups) > 0)";
+    for directory in ["/usr/share", "/etc"] {
+        let seen = run("nemoclaw", &["-w", directory], IMAGE, &["python3", "-c", script]).ok()?;
+        equal("seen", &seen.out, &format!("{directory} True\nwritable: [] of True\n"))?;
+    }
+    let runc = run("runc", &["-w", "/usr/share"], IMAGE, &["python3", "-c", script]).ok()?;
+    contains("positive control", &runc.out, "/usr/share False")
 }
 
 fn sized_tmp() -> Outcome {

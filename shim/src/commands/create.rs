@@ -39,38 +39,60 @@ fn launch(invocation: &Invocation, args: &Create, detached: bool) -> Result<i32>
     let entry = Entry::new(&invocation.root, &args.id)?;
     let spec = bundle::read(&args.bundle)?;
     steps::reached("create:parsed");
-    let selected = policy::select(invocation.policy.as_deref())?;
-    steps::reached("create:policy");
-    let image = Image::open(&bundle::rootfs(&args.bundle, &spec)?)?.seen_with(Ids::of(&spec));
-    let host = facts::gather(&spec, &selected.policy, &image, &args.id);
-    let mut plan = plan(invocation, &spec, &selected, &image, &host)?;
+    // A sandbox that exists has its proxy; another one starts while we plan.
+    let joins = match joined_namespace(&spec) {
+        Some(path) => proxy::alive(&proxy::directory(proxy::inode(&path)?)),
+        None => false,
+    };
+    let (planned, starting) = std::thread::scope(|scope| {
+        let starting = (!joins).then(|| scope.spawn(Starting::spawn));
+        // It comes to its execve(2) first, even where both share a processor.
+        std::thread::yield_now();
+        let planned = Planned::new(invocation, args, &spec);
+        let ended = |_panic| bail!("the thread that starts the proxy ended early");
+        (planned, starting.map(|starting| starting.join().unwrap_or_else(ended)))
+    });
+    let Planned { selected, image, host, mut plan } = planned?;
     let recorded = weaken::plan(&plan, &spec).map(|weak| std::mem::replace(&mut plan, weak));
     steps::reached("create:planned");
+    let starting = starting.transpose()?;
+    steps::reached("create:proxy-spawned");
     entry.make()?;
     steps::reached("create:entry");
     let sandbox =
         Sandbox { entry, report, args, spec, selected, image, host, plan, recorded, detached };
-    let result = sandbox.create(invocation);
+    let result = sandbox.create(invocation, starting);
     if result.is_err() {
         sandbox.undo(&invocation.root);
     }
     result
 }
 
-fn plan(
-    invocation: &Invocation,
-    spec: &Spec,
-    selected: &Selected,
-    image: &Image,
-    host: &HostFacts,
-) -> Result<Plan> {
-    image.refuse_linked_mount_points()?;
-    if invocation.observes() {
-        return Ok(Plan::observe(spec));
+/// What is decided before anything is made.
+struct Planned {
+    selected: Selected,
+    image: Image,
+    host: HostFacts,
+    plan: Plan,
+}
+
+impl Planned {
+    fn new(invocation: &Invocation, args: &Create, spec: &Spec) -> Result<Self> {
+        let selected = policy::select(invocation.policy.as_deref())?;
+        steps::reached("create:policy");
+        let image = Image::open(&bundle::rootfs(&args.bundle, spec)?)?.seen_with(Ids::of(spec));
+        let host = facts::gather(spec, &selected.policy, &image, &args.id);
+        image.refuse_linked_mount_points()?;
+        let plan = if invocation.observes() {
+            Plan::observe(spec)
+        } else {
+            let contents = Contents::new(&image, spec, &host);
+            Plan::resolve(spec, &selected.policy, &image, &host, &contents).map_err(|invalid| {
+                anyhow!(CodedError { code: 3, message: format!("refused: {invalid}") })
+            })?
+        };
+        Ok(Self { selected, image, host, plan })
     }
-    let contents = Contents::new(image, spec, host);
-    Plan::resolve(spec, &selected.policy, image, host, &contents)
-        .map_err(|invalid| anyhow!(CodedError { code: 3, message: format!("refused: {invalid}") }))
 }
 
 /// A container on its way into existence.
@@ -90,7 +112,7 @@ struct Sandbox<'a> {
 
 impl Sandbox<'_> {
     /// Path (a) of the product, from plan to a container that waits for start.
-    fn create(&self, invocation: &Invocation) -> Result<i32> {
+    fn create(&self, invocation: &Invocation, starting: Option<Starting>) -> Result<i32> {
         let id = &self.entry.id;
         let filters = Filters::compile(&self.plan).context("seccomp")?;
         steps::reached("create:filters");
@@ -106,26 +128,12 @@ impl Sandbox<'_> {
         let mut record = self.record(invocation, self.image.path().to_owned())?;
         self.entry.save(&record)?;
         steps::reached("create:record-saved");
-        let joined = self.joined_namespace()?;
-        let mut starting = match &joined {
-            Some(path) if proxy::alive(&proxy::directory(proxy::inode(path)?)) => None,
-            _ => Some(Starting::spawn()?),
-        };
-        steps::reached("create:proxy-spawned");
+        self.refuse_foreign_namespace()?;
         let built = self.build(invocation, &shadow, filters);
         let left = staged.map_or(Ok(()), Stage::leave);
-        let (pid, landlock) = match built.and_then(|built| left.map(|()| built)) {
-            Ok(built) => built,
-            Err(error) => {
-                if let Some(starting) = &mut starting {
-                    starting.end();
-                }
-                return Err(error);
-            }
-        };
+        let (pid, landlock) = built.and_then(|built| left.map(|()| built))?;
         steps::reached("create:built");
         record.born(pid);
-        self.check(pid, &record, landlock)?;
         self.give_terminal(pid)?;
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
         let inode = proxy::inode(&netns)?;
@@ -134,19 +142,16 @@ impl Sandbox<'_> {
         self.entry.save(&record)?;
         steps::reached("create:pid-saved");
         record.first = starting.is_some();
-        match (&record.sandbox, starting) {
-            (Some(directory), starting) => self.attach(pid, inode, directory, starting)?,
-            // Nothing can be recorded in a namespace that is the host's.
-            (None, Some(mut starting)) if invocation.observes() => starting.end(),
-            (None, starting) => {
-                if let Some(mut starting) = starting {
-                    starting.end();
-                }
-                bail!(
-                    "the container shares the host's network namespace; start it without --network host"
-                );
-            }
-        }
+        let check = Check {
+            pid,
+            start_time: record.start_time,
+            entry: &self.entry,
+            spec: &self.spec,
+            host: &self.host,
+            plan: &self.plan,
+            landlock,
+        };
+        self.take_charge(invocation, &record, inode, starting, &check)?;
         if let Some(name) = record.sandbox.as_deref().and_then(Path::file_name) {
             guard::start(&self.entry, pid, &name.to_string_lossy(), &self.plan.guard)
                 .context("files: they cannot be watched")?;
@@ -163,32 +168,23 @@ impl Sandbox<'_> {
         Ok(pid)
     }
 
-    /// What is checked and done before anything of the user's can run.
-    fn check(&self, pid: i32, record: &Record, landlock: Option<String>) -> Result<()> {
-        if !self.plan.confined {
-            return Ok(());
+    /// Puts a proxy in charge of the container's network namespace.
+    fn take_charge(
+        &self,
+        invocation: &Invocation,
+        record: &Record,
+        inode: u64,
+        starting: Option<Starting>,
+        check: &Check<'_>,
+    ) -> Result<()> {
+        match &record.sandbox {
+            Some(directory) => self.attach(inode, directory, starting, check),
+            // Nothing can be recorded in a namespace that is the host's.
+            None if invocation.observes() => check.run(),
+            None => bail!(
+                "the container shares the host's network namespace; start it without --network host"
+            ),
         }
-        mounts::verify(pid, &self.spec, &self.host, &self.plan.masked)?;
-        mounts::verify_own(pid, &self.plan.guard.own_mounts)?;
-        if !weaken::left_away("devices") {
-            cgroups::restrict_devices(pid, &self.spec)?;
-        }
-        if !weaken::left_away("root_mount") {
-            mounts::restrict_root(pid)?;
-        }
-        self.remember(record, landlock)
-    }
-
-    /// What `verify` compares with later: Landlock's proof, and the mounts.
-    fn remember(&self, record: &Record, landlock: Option<String>) -> Result<()> {
-        let (pid, start_time) = (record.pid, record.start_time);
-        if !weaken::left_away("landlock") {
-            let landlock = landlock.context("Landlock: init did not report its self-test")?;
-            self.entry.add_executor(&Executor { pid, start_time, landlock })?;
-        }
-        let path = format!("/proc/{pid}/mountinfo");
-        let mounts = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-        store::write_file(&self.entry.directory.join("mountinfo"), &mounts)
     }
 
     fn record(&self, invocation: &Invocation, rootfs: PathBuf) -> Result<Record> {
@@ -212,37 +208,26 @@ impl Sandbox<'_> {
         })
     }
 
-    /// Path of a network namespace that the engine wants joined. One that runs
-    /// somebody else's processes is refused: they would be neither confined nor
-    /// expecting to be cut off.
-    fn joined_namespace(&self) -> Result<Option<PathBuf>> {
-        let namespaces =
-            self.spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
-        let path = namespaces
-            .filter(|namespace| namespace.typ() == LinuxNamespaceType::Network)
-            .find_map(|namespace| namespace.path().clone());
-        let Some(path) = path else { return Ok(None) };
-        let of_process = path.starts_with("/proc");
-        if of_process
-            && !proxy::alive(&proxy::directory(proxy::inode(&path)?))
-            && self.plan.confined
-        {
-            bail!(CodedError {
-                code: 3,
-                message: format!(
-                    "refused: network: {} belongs to a container that nemoclaw does not confine; start both with this runtime",
-                    path.display()
-                ),
-            });
+    /// Refuses a network namespace that runs somebody else's processes: they would
+    /// be neither confined nor expecting to be cut off.
+    fn refuse_foreign_namespace(&self) -> Result<()> {
+        let Some(path) = joined_namespace(&self.spec).filter(|_| self.plan.confined) else {
+            return Ok(());
+        };
+        let refused = |message: String| {
+            bail!(CodedError { code: 3, message: format!("refused: network: {message}") })
+        };
+        let directory = proxy::directory(proxy::inode(&path)?);
+        if path.starts_with("/proc") && !proxy::alive(&directory) {
+            return refused(format!(
+                "{} belongs to a container that nemoclaw does not confine; start both with this runtime",
+                path.display()
+            ));
         }
-        if self.plan.confined && proxy::observes(&proxy::directory(proxy::inode(&path)?)) {
-            bail!(CodedError {
-                code: 3,
-                message: "refused: network: the container to join is only observed, not confined"
-                    .to_owned(),
-            });
+        if proxy::observes(&directory) {
+            return refused("the container to join is only observed, not confined".to_owned());
         }
-        Ok(Some(path))
+        Ok(())
     }
 
     /// Prepares sources of mounts in a namespace of our own, where libcontainer
@@ -341,46 +326,40 @@ impl Sandbox<'_> {
     /// Locks the namespace and puts the proxy in charge of it.
     fn attach(
         &self,
-        pid: i32,
         inode: u64,
         directory: &Path,
         starting: Option<Starting>,
+        check: &Check<'_>,
     ) -> Result<()> {
         let observe = !self.plan.confined;
+        let pid = check.pid;
         let member = Member { id: self.entry.id.clone(), pid };
-        let Some(mut starting) = starting else {
+        let Some(starting) = starting else {
+            check.run()?;
             return proxy::join(directory, &member).context("cannot join the sandbox");
         };
-        let prepared = File::open(format!("/proc/{pid}/ns/net"))
-            .context("cannot open the container's network namespace")
-            .and_then(|netns| {
-                steps::reached("create:namespace");
-                net::lock(
-                    &netns,
-                    &if observe {
-                        net::Kind::Observed
-                    } else {
-                        net::Kind::Locked {
-                            engine_resolver: !self.plan.allow_root,
-                            ingress: self.selected.policy.options.ingress.clone(),
-                        }
-                    },
-                )?;
-                steps::reached("create:locked");
-                proxy::make_directory(directory)?;
-                store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
-                steps::reached("create:sandbox-directory");
-                Ok(netns)
-            });
-        match prepared {
-            Ok(netns) => starting
-                .serve(&self.configuration(inode, observe), &netns, &member)
-                .context("cannot start the sandbox's proxy"),
-            Err(error) => {
-                starting.end();
-                Err(error)
+        let netns = File::open(format!("/proc/{pid}/ns/net"))
+            .context("cannot open the container's network namespace")?;
+        steps::reached("create:namespace");
+        let kind = if observe {
+            net::Kind::Observed
+        } else {
+            net::Kind::Locked {
+                engine_resolver: !self.plan.allow_root,
+                ingress: self.selected.policy.options.ingress.clone(),
             }
-        }
+        };
+        net::lock(&netns, &kind)?;
+        steps::reached("create:locked");
+        proxy::make_directory(directory)?;
+        steps::reached("create:sandbox-directory");
+        let meanwhile = || {
+            store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
+            check.run()
+        };
+        starting
+            .serve(&self.configuration(inode, observe), &netns, &member, meanwhile)
+            .context("cannot start the sandbox's proxy")
     }
 
     /// The container's user as the host sees it.
@@ -412,6 +391,54 @@ impl Sandbox<'_> {
         if let Err(error) = delete::delete(root, &self.entry.id, true) {
             self.report.note(&format!("cleaning up after the failure: {error:#}"));
         }
+    }
+}
+
+/// Path of a network namespace that the engine wants joined.
+fn joined_namespace(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces
+        .filter(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+        .find_map(|namespace| namespace.path().clone())
+}
+
+/// What is checked and done before anything of the user's can run, while the proxy
+/// takes charge of the network.
+struct Check<'a> {
+    pid: i32,
+    start_time: u64,
+    entry: &'a Entry,
+    spec: &'a Spec,
+    host: &'a HostFacts,
+    plan: &'a Plan,
+    landlock: Option<String>,
+}
+
+impl Check<'_> {
+    fn run(&self) -> Result<()> {
+        if !self.plan.confined {
+            return Ok(());
+        }
+        mounts::verify(self.pid, self.spec, self.host, &self.plan.masked)?;
+        mounts::verify_own(self.pid, &self.plan.guard.own_mounts)?;
+        if !weaken::left_away("devices") {
+            cgroups::restrict_devices(self.pid, self.spec)?;
+        }
+        mounts::restrict_root(self.pid, &self.plan.read_only_mounts)?;
+        self.remember()
+    }
+
+    /// What `verify` compares with later: Landlock's proof, and the mounts.
+    fn remember(&self) -> Result<()> {
+        let (pid, start_time) = (self.pid, self.start_time);
+        if !weaken::left_away("landlock") {
+            let landlock =
+                self.landlock.clone().context("Landlock: init did not report its self-test")?;
+            self.entry.add_executor(&Executor { pid, start_time, landlock })?;
+        }
+        let path = format!("/proc/{pid}/mountinfo");
+        let mounts = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+        store::write_file(&self.entry.directory.join("mountinfo"), &mounts)
     }
 }
 

@@ -10,6 +10,7 @@ use landlock::{
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus,
 };
 use nemoclaw_spec::plan::LandlockPlan;
+use rustix::fs::FileType;
 
 use crate::report::CodedError;
 use crate::sys;
@@ -91,7 +92,8 @@ fn allow(
     for path in paths {
         // A path this user cannot even name needs no rule: it stays closed.
         let Ok(fd) = PathFd::new(path) else { continue };
-        let directory = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir());
+        let directory = rustix::fs::fstat(&fd)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
         let access = if directory { access } else { access & AccessFs::from_file(abi) };
         ruleset = ruleset.add_rule(PathBeneath::new(fd, access)).map_err(|error| {
             failed(

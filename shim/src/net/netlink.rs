@@ -42,6 +42,21 @@ impl Buffer {
         self.set_length_u32(start);
     }
 
+    /// Length so far, in bytes.
+    pub(super) fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Asks for an answer to the message that begins at `start`.
+    pub(super) fn acknowledge(&mut self, start: usize) {
+        const FLAGS: usize = 6;
+        let [low, high] = ACK.to_ne_bytes();
+        if let Some([first, second]) = self.bytes.get_mut(start + FLAGS..start + FLAGS + 2) {
+            *first |= low;
+            *second |= high;
+        }
+    }
+
     /// Appends raw bytes.
     pub(super) fn raw(&mut self, bytes: &[u8]) {
         self.bytes.extend(bytes);
@@ -86,14 +101,13 @@ impl Buffer {
     }
 }
 
-/// Sends `buffer` and waits for `answers` acknowledgements.
-pub(super) fn exchange(protocol: SockProtocol, buffer: &Buffer, answers: usize) -> io::Result<()> {
+/// Sends `buffer` and waits for the first acknowledgement or error.
+pub(super) fn exchange(protocol: SockProtocol, buffer: &Buffer) -> io::Result<()> {
     let socket = open(protocol)?;
     let kernel = NetlinkAddr::new(0, 0);
     sendto(socket.as_raw_fd(), &buffer.bytes, &kernel, MsgFlags::empty())?;
-    let mut left = answers;
     let mut answer = [0_u8; 8192];
-    while left > 0 {
+    loop {
         let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
         let mut rest = answer.get(..length).unwrap_or_default();
         if rest.len() < 20 {
@@ -106,16 +120,14 @@ pub(super) fn exchange(protocol: SockProtocol, buffer: &Buffer, answers: usize) 
             let size = usize::try_from(u32::from_ne_bytes(word(0))).unwrap_or_default();
             let [low, high, ..] = word(4);
             if u16::from_ne_bytes([low, high]) == ERROR {
-                let code = i32::from_ne_bytes(word(16));
-                if code != 0 {
-                    return Err(io::Error::from_raw_os_error(-code));
-                }
-                left = left.saturating_sub(1);
+                return match i32::from_ne_bytes(word(16)) {
+                    0 => Ok(()),
+                    code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                };
             }
             rest = rest.get(size.max(16).next_multiple_of(4)..).unwrap_or_default();
         }
     }
-    Ok(())
 }
 
 /// Sends a request for a dump and gives the bodies of the answers, at most

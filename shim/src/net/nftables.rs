@@ -11,7 +11,7 @@ use nemoclaw_spec::control::{CAPTURE_PORT, DNS_PORT, INBOUND_MARK, PACKET_MARK, 
 use nemoclaw_spec::policy::Ingress;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{ACK, APPEND, Buffer, CREATE, DUMP, EXCLUSIVE, REQUEST, dump, exchange};
+use super::netlink::{APPEND, Buffer, CREATE, DUMP, EXCLUSIVE, REQUEST, dump, exchange};
 
 const TABLE: &str = "nemoclaw";
 const FAMILY_INET: u8 = 1;
@@ -88,8 +88,9 @@ fn write(kind: &Kind, replace: bool) -> io::Result<()> {
             batch.chain("forward", "filter", HOOK_FORWARD, 0, DROP);
         }
     }
+    batch.acknowledge_last();
     batch.bracket(BATCH_END);
-    exchange(SockProtocol::NetlinkNetFilter, &batch.buffer, batch.answers)
+    exchange(SockProtocol::NetlinkNetFilter, &batch.buffer)
 }
 
 /// Chains and rules of our table as the kernel gives them, to be compared
@@ -270,7 +271,8 @@ fn capture_rules(batch: &mut Batch) {
 #[derive(Debug, Default)]
 struct Batch {
     buffer: Buffer,
-    answers: usize,
+    /// Where the last message begins.
+    last: usize,
 }
 
 impl Batch {
@@ -284,11 +286,17 @@ impl Batch {
     }
 
     fn add(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Buffer)) {
-        self.answers += 1;
-        self.buffer.message(kind, REQUEST | ACK | flags, |m| {
+        self.last = self.buffer.length();
+        self.buffer.message(kind, REQUEST | flags, |m| {
             m.raw(&[FAMILY_INET, 0, 0, 0]);
             fill(m);
         });
+    }
+
+    /// Lets the kernel say when all is done. An error of any message is told before,
+    /// and one of the whole batch in its place (nfnetlink.c, `nfnetlink_rcv_batch`).
+    fn acknowledge_last(&mut self) {
+        self.buffer.acknowledge(self.last);
     }
 
     fn chain(&mut self, name: &str, kind: &str, hook: u32, priority: i32, policy: u32) {

@@ -91,7 +91,7 @@ fn loopback_up() -> io::Result<()> {
         message.raw(&IFF_UP.to_ne_bytes());
         message.raw(&IFF_UP.to_ne_bytes());
     });
-    exchange(SockProtocol::NetlinkRoute, &buffer, 1)
+    exchange(SockProtocol::NetlinkRoute, &buffer)
 }
 
 struct Route<'a> {
@@ -131,7 +131,7 @@ fn add(route: &Route<'_>) -> io::Result<()> {
             message.attribute(RTA_PREFSRC, route.source);
         }
     });
-    match exchange(SockProtocol::NetlinkRoute, &buffer, 1) {
+    match exchange(SockProtocol::NetlinkRoute, &buffer) {
         // A namespace that an engine made and we locked before.
         Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => Ok(()),
         other => other,

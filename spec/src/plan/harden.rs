@@ -69,9 +69,6 @@ fn mounts(spec: &mut Spec, plan: &Plan, rootfs: &str) {
             mount.set_options(Some(options));
         }
     }
-    for path in &plan.read_only_mounts {
-        mounts.extend(own_mount(&format!("{rootfs}{path}"), path, "ro"));
-    }
     for own in &plan.guard.own_mounts {
         // From the container's own tree, so that what is mounted deeper comes along.
         let source = format!("{rootfs}{}", own.path);
@@ -105,8 +102,8 @@ fn kernel(spec: &mut Spec, plan: &Plan, cgroup_v1: bool) {
         );
         if cgroup_v1 {
             // libcontainer leaves cgroup v1 mounts writable (mount.rs).
+            // The runtime makes them read-only all at once, where it restricts the root.
             masked.push("/sys/fs/cgroup/systemd".to_owned());
-            read_only.extend(CGROUP_V1.iter().map(|name| format!("/sys/fs/cgroup/{name}")));
         }
         dedup(&mut masked);
         dedup(&mut read_only);
@@ -203,24 +200,6 @@ fn written(rules: &[DeviceRule]) -> Vec<LinuxDeviceCgroup> {
     });
     std::iter::once(none).chain(some).collect()
 }
-
-const CGROUP_V1: [&str; 15] = [
-    "blkio",
-    "cpu",
-    "cpuacct",
-    "cpu,cpuacct",
-    "cpuset",
-    "devices",
-    "freezer",
-    "hugetlb",
-    "memory",
-    "net_cls",
-    "net_prio",
-    "net_cls,net_prio",
-    "perf_event",
-    "pids",
-    "rdma",
-];
 
 /// What libcontainer would reject or misread, for any policy.
 fn normalise(spec: &mut Spec, cgroups_path: &str) {

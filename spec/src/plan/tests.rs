@@ -124,9 +124,7 @@ fn the_hardened_spec_has_no_capability_and_no_way_to_get_one() {
     let linux = hardened.linux().as_ref().unwrap();
     assert_eq!(linux.resources().as_ref().unwrap().pids().as_ref().unwrap().limit(), 512);
     assert_eq!(linux.rootfs_propagation().as_deref(), Some("slave"));
-    assert!(linux.readonly_paths().as_ref().unwrap().contains(&"/sys/fs/cgroup/pids".to_owned()));
-    let last = hardened.mounts().as_ref().unwrap().last().unwrap();
-    assert_eq!(last.source().as_ref().unwrap().to_str(), Some("/images/x/var/log"));
+    assert!(linux.readonly_paths().as_ref().unwrap().contains(&"/proc/sys".to_owned()));
 }
 
 #[test]
