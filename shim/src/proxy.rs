@@ -87,8 +87,8 @@ impl Starting {
         Ok(Self { child: Some(child), socket: own })
     }
 
-    /// Hands the proxy its configuration and the locked namespace, does what can be
-    /// done `meanwhile`, and waits until it serves.
+    /// Hands the proxy its configuration and the namespace, does `meanwhile` what the
+    /// container needs before it can start, and waits until the proxy serves.
     pub(crate) fn serve(
         mut self,
         config: &SandboxConfig,
@@ -222,9 +222,12 @@ fn clean(directory: &Path) {
     }
 }
 
-/// True when a supervisor answers in this directory.
+/// True when a supervisor answers in this directory that has a container: before the
+/// first one has joined, the namespace may not be locked yet.
 pub(crate) fn alive(directory: &Path) -> bool {
-    connect(directory).and_then(|socket| ask(&socket, &Request::Status, &[])).is_ok()
+    connect(directory)
+        .and_then(|socket| ask(&socket, &Request::Status, &[]))
+        .is_ok_and(|reply| !reply.members.is_empty())
 }
 
 /// True when a supervisor answers that only records.

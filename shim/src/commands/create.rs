@@ -349,12 +349,13 @@ impl Sandbox<'_> {
                 ingress: self.selected.policy.options.ingress.clone(),
             }
         };
-        net::lock(&netns, &kind)?;
-        steps::reached("create:locked");
         proxy::make_directory(directory)?;
         steps::reached("create:sandbox-directory");
+        net::prepare(&netns, &kind)?;
         let meanwhile = || {
-            store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
+            let rules = net::lock(&netns, &kind)?;
+            steps::reached("create:locked");
+            store::write_file(&directory.join("rules"), &rules)?;
             check.run()
         };
         starting
