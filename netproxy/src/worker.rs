@@ -11,6 +11,8 @@ mod relay;
 mod resolve;
 mod supervisor;
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -27,11 +29,17 @@ use tokio::task::LocalSet;
 
 use names::Names;
 use record::Recorder;
+use relay::Pipes;
 use resolve::Resolver;
 use supervisor::Link;
 
 /// Most connections at once; further ones wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 4096;
+/// Most refusals explained at once: who floods us with what is refused must not keep
+/// others from being heard. Further ones are reset.
+const MAX_EXPLAINED: usize = 256;
+/// Longest time without traffic that is waited for.
+const LONGEST_IDLE: Duration = Duration::from_hours(365 * 24);
 /// Length of the listeners' queues.
 const BACKLOG: i32 = 1024;
 
@@ -114,6 +122,13 @@ pub(crate) struct Context {
     sandbox: String,
     hosts: Vec<(std::net::IpAddr, Vec<String>)>,
     slots: Semaphore,
+    /// Connections of each program that has any.
+    programs: RefCell<HashMap<String, u64>>,
+    per_program: u64,
+    idle: Duration,
+    pipes: Pipes,
+    /// Refusals that may be explained at once.
+    explained: Semaphore,
 }
 
 /// Serves until the supervisor ends.
@@ -150,6 +165,7 @@ async fn serve(
     let known =
         |host: &nemoclaw_spec::name::Host| engine.is_some_and(|engine| engine.knows_host(host));
     let names = Names::load(table, handles.has_v6(), &config.search, &known);
+    let options = engine.map(|engine| &engine.policy().options);
     let context = Rc::new(Context {
         engine,
         names,
@@ -159,6 +175,13 @@ async fn serve(
         sandbox: config.sandbox.clone(),
         hosts: config.hosts.clone(),
         slots: Semaphore::new(MAX_CONNECTIONS),
+        programs: RefCell::default(),
+        per_program: options.map_or(u64::MAX, |options| options.per_program),
+        idle: options
+            .map_or(Duration::MAX, |options| Duration::from_millis(options.idle_ms))
+            .min(LONGEST_IDLE),
+        pipes: Pipes::default(),
+        explained: Semaphore::new(MAX_EXPLAINED),
     });
     for listener in &handles.capture {
         let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;

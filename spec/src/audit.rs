@@ -50,6 +50,10 @@ pub struct Event {
     /// The upstream address that was dialled.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub address: Option<String>,
+    /// The server name of the TLS hello, where the connection began with one; it is
+    /// told when the connection closes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub server_name: Option<String>,
     /// Source of the connection inside the sandbox, `address:port`.
     pub client: String,
     /// Bytes from the sandbox to the server.
@@ -92,6 +96,7 @@ impl Event {
             detail: None,
             allow_with: None,
             address: None,
+            server_name: None,
             client,
             sent: 0,
             received: 0,

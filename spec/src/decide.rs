@@ -245,6 +245,8 @@ pub enum Reason {
     BinaryNotAllowed,
     /// The socket's owner could not be found, or changed while we looked.
     CallerUnknown,
+    /// The program has as many connections as one may have.
+    ConnectionBudget,
     /// Something of ours failed.
     Internal,
     /// The protocol or destination makes no sense here.
@@ -257,6 +259,9 @@ pub enum Reason {
     RequestDenied,
     /// No rule covers the request.
     RequestNotAllowed,
+    /// The TLS client asks for another server than the connection was opened to, or
+    /// breaks the rules of TLS.
+    ServerName,
     /// The upstream server could not be reached.
     UpstreamUnreachable,
 }
@@ -270,12 +275,14 @@ impl Reason {
             Self::AddressPrivate => "address_private",
             Self::BinaryNotAllowed => "binary_not_allowed",
             Self::CallerUnknown => "caller_unknown",
+            Self::ConnectionBudget => "connection_budget",
             Self::Internal => "internal",
             Self::Malformed => "malformed",
             Self::NoEndpoint => "no_endpoint",
             Self::NoSuchHost => "no_such_host",
             Self::RequestDenied => "request_denied",
             Self::RequestNotAllowed => "request_not_allowed",
+            Self::ServerName => "server_name",
             Self::UpstreamUnreachable => "upstream_unreachable",
         }
     }
@@ -292,6 +299,9 @@ impl Reason {
             }
             Self::BinaryNotAllowed => "a rule names this host and port, but not this program",
             Self::CallerUnknown => "the program behind the connection could not be determined",
+            Self::ConnectionBudget => {
+                "the program has as many connections as `connections: {per_program: ...}` allows"
+            }
             Self::Internal => "an internal error; refused to be safe",
             Self::Malformed => "the request makes no sense to the proxy",
             Self::NoEndpoint => "no rule names this host and port",
@@ -299,6 +309,9 @@ impl Reason {
             Self::RequestDenied => "a deny rule covers this request",
             Self::RequestNotAllowed => {
                 "rules cover this host, port and program, but not this request"
+            }
+            Self::ServerName => {
+                "the TLS client asks for another server than the connection was opened to"
             }
             Self::UpstreamUnreachable => "the server could not be reached",
         }
@@ -535,10 +548,12 @@ pub fn remedy(
     if matches!(
         reason,
         Reason::AddressNever
+            | Reason::ConnectionBudget
             | Reason::Internal
             | Reason::Malformed
             | Reason::NoSuchHost
             | Reason::RequestDenied
+            | Reason::ServerName
             | Reason::UpstreamUnreachable
     ) {
         return None;

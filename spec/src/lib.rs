@@ -23,4 +23,5 @@ pub mod name;
 pub mod plan;
 pub mod policy;
 pub mod seccomp;
+pub mod tls;
 pub mod verify;

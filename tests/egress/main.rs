@@ -3,6 +3,8 @@
 
 #![expect(clippy::indexing_slicing, reason = "a trial that panics has failed")]
 
+mod connections;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -16,8 +18,10 @@ const AGENT: &str = "nemoclaw-test/agent";
 /// The runtime with tests/upstream/policy.yaml.
 const RUNTIME: &str = "nemoclaw-test";
 
+type Named = (&'static str, fn() -> Outcome);
+
 fn main() -> ExitCode {
-    run_as_root(vec![
+    let mut trials: Vec<Named> = vec![
         ("a_listed_program_reaches_a_listed_host", listed),
         ("an_unlisted_host_is_explained_within_a_second", unlisted),
         ("an_unlisted_program_is_refused", unlisted_program),
@@ -47,7 +51,9 @@ fn main() -> ExitCode {
         ("observe_records_and_confines_nothing", observe),
         ("the_proxy_s_own_port_serves_nobody", own_port),
         ("many_cycles_with_connections_never_fail", cycles),
-    ])
+    ];
+    trials.extend(connections::TRIALS);
+    run_as_root(trials)
 }
 
 fn curl(container: &Container, options: &str, url: &str) -> nemoclaw_tests::Done {

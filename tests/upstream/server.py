@@ -63,7 +63,10 @@ ZONE = {
     "meta.test": "169.254.169.254",
     "private.test": "10.99.0.10",
     "alias.test": "allowed.test",
+    "two.test": MAIN,
 }
+# An address that nobody has, before the name's own.
+SILENT = {"two.test": "203.0.113.200"}
 ALIASES = {"alias.test"}
 TYPES = {1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA",
          33: "SRV", 64: "SVCB", 65: "HTTPS", 255: "ANY"}
@@ -157,6 +160,8 @@ def answer(message, log):
         if kind == 1:
             records.append(record(wire_name(target), 1, socket.inet_aton(ZONE[target])))
     elif kind == 1:
+        if name in SILENT:
+            records.append(record(b"\xc0\x0c", 1, socket.inet_aton(SILENT[name])))
         records.append(record(b"\xc0\x0c", 1, socket.inet_aton(ZONE[name])))
     # Answer, authoritative, recursion as asked for and available.
     flags = 0x8480 | (message[2] & 1) << 8 | rcode

@@ -1,6 +1,7 @@
 //! Path (b) of the product: a captured connection, from accept to close.
 
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nemoclaw_spec::address;
@@ -10,12 +11,19 @@ use nemoclaw_spec::decide::{Caller, Decision, Denial, Destination, Intent, Permi
 use nemoclaw_spec::name::Host;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::relay::End;
+use super::supervisor::Link;
 use super::{Context, explicit, refuse, relay};
 
 /// How long one address may take to answer before the next is tried.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long one may take before the next is tried as well (RFC 8305 section 8).
+const STAGGER: Duration = Duration::from_millis(250);
+/// Most addresses of one name that are dialled.
+const MAX_TARGETS: usize = 8;
 
 /// Serves one captured connection.
 pub(super) async fn serve(context: &Context, stream: TcpStream, client: SocketAddr) {
@@ -37,11 +45,7 @@ pub(super) async fn serve(context: &Context, stream: TcpStream, client: SocketAd
     let caller = context.link.identify(client, dialled).await;
     let mut attempt = Attempt::new(context, "tcp", intent, caller, client);
     match attempt.open().await {
-        Ok(upstream) => {
-            let started = Instant::now();
-            let (sent, received) = relay::run(stream, upstream).await;
-            attempt.close(started, sent, received).await;
-        }
+        Ok(upstream) => attempt.relay((stream, &[]), upstream).await,
         Err(denial) => refuse::captured(context, stream, &attempt, &denial).await,
     }
 }
@@ -98,6 +102,39 @@ pub(super) struct Attempt<'a> {
     pub(super) caller: Caller,
     pub(super) event: Event,
     accepted: Instant,
+    /// The program's place among its connections, once allowed.
+    place: Option<Place<'a>>,
+}
+
+/// One of the connections that a program may have at once.
+struct Place<'a> {
+    context: &'a Context,
+    program: String,
+}
+
+impl<'a> Place<'a> {
+    /// `None`: the program has as many as it may have.
+    fn take(context: &'a Context, program: &str) -> Option<Self> {
+        let mut programs = context.programs.borrow_mut();
+        let open = programs.entry(program.to_owned()).or_default();
+        if *open >= context.per_program {
+            return None;
+        }
+        *open += 1;
+        Some(Self { context, program: program.to_owned() })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut programs = self.context.programs.borrow_mut();
+        if let Some(open) = programs.get_mut(&self.program) {
+            *open = open.saturating_sub(1);
+            if *open == 0 {
+                programs.remove(&self.program);
+            }
+        }
+    }
 }
 
 impl<'a> Attempt<'a> {
@@ -109,7 +146,7 @@ impl<'a> Attempt<'a> {
         client: SocketAddr,
     ) -> Self {
         let event = Event::new(via, &intent, &caller, client.to_string());
-        Self { context, intent, caller, event, accepted: Instant::now() }
+        Self { context, intent, caller, event, accepted: Instant::now(), place: None }
     }
 
     /// Decides, dials, and records either outcome before anything else
@@ -121,9 +158,12 @@ impl<'a> Attempt<'a> {
         let outcome = match self.decide() {
             Ok(permit) => {
                 self.event.allowed(permit.rule());
-                self.dial(&permit)
-                    .await
-                    .map_err(|reason| Denial { reason, nearest: Some(permit.rule().clone()) })
+                self.place = Place::take(self.context, &self.event.binary);
+                let dialled = match &self.place {
+                    Some(_) => self.dial(&permit).await,
+                    None => Err(Reason::ConnectionBudget),
+                };
+                dialled.map_err(|reason| Denial { reason, nearest: Some(permit.rule().clone()) })
             }
             Err(denial) => Err(denial),
         };
@@ -176,21 +216,38 @@ impl<'a> Attempt<'a> {
             return Err(Reason::NoSuchHost);
         }
         let mut refused = None;
+        let mut targets = Vec::new();
         for candidate in candidates {
             let candidate = address::unwrap_mapped(candidate);
-            if let Err(reason) = permit.check_address(candidate) {
-                refused.get_or_insert(reason);
-                continue;
-            }
-            let target = SocketAddr::new(candidate, permit.port());
-            match timeout(CONNECT_PATIENCE, self.context.link.connect(target)).await {
-                Ok(Ok(stream)) => return Ok((stream, target)),
-                Ok(Err(_)) | Err(_) => {
-                    refused = Some(Reason::UpstreamUnreachable);
+            match permit.check_address(candidate) {
+                Ok(()) => targets.push(SocketAddr::new(candidate, permit.port())),
+                Err(reason) => {
+                    refused.get_or_insert(reason);
                 }
             }
         }
-        Err(refused.unwrap_or(Reason::UpstreamUnreachable))
+        if targets.is_empty() {
+            return Err(refused.unwrap_or(Reason::UpstreamUnreachable));
+        }
+        race(&self.context.link, by_turns(targets)).await.ok_or(Reason::UpstreamUnreachable)
+    }
+
+    /// Relays an allowed connection to its end, and records that.
+    pub(super) async fn relay(&mut self, (client, early): (TcpStream, &[u8]), upstream: TcpStream) {
+        let started = Instant::now();
+        let Context { idle, pipes, .. } = self.context;
+        let destination = &self.intent.destination;
+        let relayed = relay::run((client, early), upstream, destination, *idle, pipes).await;
+        match relayed.end {
+            End::Closed | End::Broken => {}
+            End::Idle => self.event.reason = Some("idle".to_owned()),
+            End::ServerName => {
+                let denial = Denial { reason: Reason::ServerName, nearest: None };
+                self.event.refused(&denial, &self.intent, &self.caller);
+            }
+        }
+        self.event.server_name = relayed.server_name;
+        self.close(started, relayed.sent, relayed.received).await;
     }
 
     /// Records the end of an allowed connection.
@@ -204,6 +261,72 @@ impl<'a> Attempt<'a> {
     }
 }
 
+/// Addresses of both families in turn, those of the first address first (RFC 8305
+/// section 4), at most [`MAX_TARGETS`].
+fn by_turns(targets: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v4 = targets.first().is_some_and(SocketAddr::is_ipv4);
+    let (first, second): (Vec<_>, Vec<_>) =
+        targets.into_iter().partition(|target| target.is_ipv4() == first_is_v4);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut ordered = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] || ordered.len() >= MAX_TARGETS {
+            ordered.truncate(MAX_TARGETS);
+            return ordered;
+        }
+        ordered.extend(pair.into_iter().flatten());
+    }
+}
+
+/// Dials one address after the other, without waiting long for any, and takes the
+/// first that answers (RFC 8305 section 5). The others are given up.
+async fn race(link: &Rc<Link>, targets: Vec<SocketAddr>) -> Option<(TcpStream, SocketAddr)> {
+    let mut dialled = JoinSet::new();
+    let mut targets = targets.into_iter();
+    loop {
+        let ended = match targets.next() {
+            Some(target) => {
+                let link = Rc::clone(link);
+                dialled.spawn_local(async move {
+                    let stream = timeout(CONNECT_PATIENCE, link.connect(target)).await;
+                    stream.ok().and_then(Result::ok).map(|stream| (stream, target))
+                });
+                match timeout(STAGGER, dialled.join_next()).await {
+                    Ok(ended) => ended,
+                    Err(_late) => continue,
+                }
+            }
+            None => Some(dialled.join_next().await?),
+        };
+        if let Some(Ok(Some(found))) = ended {
+            return Some(found);
+        }
+    }
+}
+
 fn milliseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let targets = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 1)).collect()
+        };
+        assert_eq!(
+            by_turns(targets(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1"])),
+            targets(&["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"])
+        );
+        assert_eq!(
+            by_turns(targets(&["2001:db8::1", "192.0.2.1"])),
+            targets(&["2001:db8::1", "192.0.2.1"])
+        );
+        assert_eq!(by_turns(targets(&["192.0.2.1"; 30])).len(), MAX_TARGETS);
+        assert!(by_turns(Vec::new()).is_empty());
+    }
 }

@@ -14,7 +14,6 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nemoclaw_spec::decide::{Denial, Destination, Intent, Reason};
 use nemoclaw_spec::name::Host;
-use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
 
 use super::connection::Attempt;
@@ -22,8 +21,6 @@ use super::{Context, refuse};
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
-/// Buffer of one direction of a tunnel, in bytes.
-const BUFFER: usize = 16 * 1024;
 /// How long a client may take for a request's head.
 const HEAD: Duration = Duration::from_secs(30);
 /// Headers that belong to one hop (RFC 9110 section 7.6.1).
@@ -66,17 +63,14 @@ pub(super) async fn serve(
         .with_upgrades();
     let _ended = connection.await;
     let started = tunnel.borrow_mut().take();
-    if let Some(Tunnel { upgrade, mut upstream, mut attempt, started }) = started {
-        let (sent, received) = match upgrade.await {
-            Ok(upgraded) => {
-                let mut client = TokioIo::new(upgraded);
-                copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER)
-                    .await
-                    .unwrap_or_default()
+    if let Some(Tunnel { upgrade, upstream, mut attempt, started }) = started {
+        let parts = upgrade.await.ok().and_then(|it| it.downcast::<TokioIo<TcpStream>>().ok());
+        match parts {
+            Some(parts) => {
+                attempt.relay((parts.io.into_inner(), &parts.read_buf), upstream).await;
             }
-            Err(_) => (0, 0),
-        };
-        attempt.close(started, sent, received).await;
+            None => attempt.close(started, 0, 0).await,
+        }
     }
 }
 

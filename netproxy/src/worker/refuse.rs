@@ -33,6 +33,10 @@ pub(super) async fn captured(
     attempt: &Attempt<'_>,
     denial: &Denial,
 ) {
+    let Ok(_explained) = context.explained.try_acquire() else {
+        reset(&stream);
+        return;
+    };
     let mut first = [0_u8; 16];
     let speaks_http = match timeout(FIRST_BYTES, stream.peek(&mut first)).await {
         Ok(Ok(length)) => is_http(first.get(..length).unwrap_or_default()),
@@ -78,9 +82,11 @@ pub(super) fn status(reason: Reason) -> u16 {
         | Reason::AddressPrivate
         | Reason::BinaryNotAllowed
         | Reason::CallerUnknown
+        | Reason::ConnectionBudget
         | Reason::NoEndpoint
         | Reason::RequestDenied
-        | Reason::RequestNotAllowed => 403,
+        | Reason::RequestNotAllowed
+        | Reason::ServerName => 403,
     }
 }
 

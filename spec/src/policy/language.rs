@@ -583,6 +583,14 @@ static NEMOCLAW: Section = Section {
             "8080",
         ),
         key(
+            "connections",
+            Kind::Section(&CONNECTIONS),
+            "{idle: 24h, per_program: 1024}",
+            "Bounds on connections out of the sandbox, of which there are at most 4096 at once.",
+            "connections: {idle: 30m}",
+            "many",
+        ),
+        key(
             "host_services",
             List(&Kind::Section(&HOST_SERVICE)),
             "[]",
@@ -750,6 +758,30 @@ static RESOURCES: Section = Section {
             "Size of a /tmp in memory, where the engine mounts nothing there; it counts against the memory limit.",
             "tmp: 1GiB",
             "big",
+        ),
+    ],
+};
+
+static CONNECTIONS: Section = Section {
+    name: "connections",
+    about: "Bounds on connections out of the sandbox. What ends by them is reset, and its record says `idle` or `connection_budget`.",
+    frame: "version: 1, nemoclaw: {connections: {@}}",
+    fields: &[
+        key(
+            "idle",
+            Duration,
+            "24h",
+            "How long a connection may carry nothing in either direction.",
+            "idle: 30m",
+            "never",
+        ),
+        key(
+            "per_program",
+            Integer(1, 4096),
+            "1024",
+            "How many connections one program may have at once; others keep theirs.",
+            "per_program: 64",
+            "0",
         ),
     ],
 };

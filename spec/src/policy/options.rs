@@ -122,6 +122,10 @@ pub struct Options {
     pub image_by_cri: bool,
     /// What may connect in; `None` for what DESIGN 7 admits by itself.
     pub ingress: Option<Vec<Ingress>>,
+    /// How long a connection may carry nothing, in milliseconds.
+    pub idle_ms: u64,
+    /// How many connections one program may have at once.
+    pub per_program: u64,
     /// Size of a /tmp in memory, in bytes.
     pub tmp: Option<i64>,
     /// The most processes the engine may ask for; the limit itself by default.
@@ -298,6 +302,11 @@ impl Options {
             ingress: at("ingress")
                 .and_then(Json::as_array)
                 .map(|entries| entries.iter().filter_map(Ingress::of).collect()),
+            idle_ms: at("connections.idle")
+                .and_then(Json::as_str)
+                .and_then(super::shape::parse_duration)
+                .unwrap_or(24 * 3_600_000),
+            per_program: at("connections.per_program").and_then(Json::as_u64).unwrap_or(1024),
             tmp: at("resources.tmp").and_then(in_bytes),
             memory: at("resources.memory").and_then(in_bytes),
             millicpus: at("resources.cpus").and_then(Json::as_f64).map(in_thousandths),
@@ -346,6 +355,8 @@ impl Options {
         };
         set(["resources", "pids"], Json::from(pids));
         set(["resources", "open_files"], Json::from(self.open_files.min(other.open_files)));
+        set(["connections", "idle"], Json::from(format!("{}ms", self.idle_ms.min(other.idle_ms))));
+        set(["connections", "per_program"], Json::from(self.per_program.min(other.per_program)));
         let least = |a: Option<i64>, b: Option<i64>| a.into_iter().chain(b).min();
         if let Some(memory) = least(self.memory, other.memory) {
             set(["resources", "memory"], Json::from(memory));

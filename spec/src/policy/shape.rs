@@ -291,7 +291,11 @@ pub(super) fn parse_bytes(text: &str) -> Option<u64> {
 
 /// A time in milliseconds: `500ms`, `30s`, `5m`, `2h`.
 pub(super) fn duration(node: &Node) -> Option<u64> {
-    let text = node.text()?;
+    parse_duration(node.text()?)
+}
+
+/// The same of a text.
+pub(super) fn parse_duration(text: &str) -> Option<u64> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let scale: u64 = match unit.trim() {
         "ms" => 1,

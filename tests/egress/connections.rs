@@ -1,0 +1,171 @@
+//! What happens to a connection once its destination is allowed.
+
+use std::time::Duration;
+
+use nemoclaw_tests::docker::Container;
+use nemoclaw_tests::{Outcome, contains, equal, eventually};
+use serde_json::Value;
+
+use crate::IMAGE;
+
+const RUNTIME: &str = "nemoclaw-connections";
+
+pub(super) const TRIALS: [crate::Named; 5] = [
+    ("a_tls_name_has_to_be_that_of_the_connection", server_name),
+    ("a_tls_name_is_checked_behind_connect_too", server_name_in_tunnel),
+    ("an_address_that_does_not_answer_delays_little", two_addresses),
+    ("a_program_has_its_share_of_connections", budget),
+    ("an_idle_connection_ends_and_a_busy_one_does_not", idle),
+];
+
+/// Says hello in one way or another and tells whether a handshake came of it.
+const HELLO: &str = r#"
+import socket, ssl, sys, time
+plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE
+def connection(port=443):
+    if "tunnel" not in sys.argv: return socket.create_connection(("allowed.test", port), 5)
+    s = socket.create_connection(("proxy.local", 3128), 5)
+    s.sendall(b"CONNECT allowed.test:%d HTTP/1.1\r\nHost: allowed.test\r\n\r\n" % port)
+    assert s.recv(999).startswith(b"HTTP/1.1 200")
+    return s
+def handshake(name, piece=None):
+    out, into = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = plain.wrap_bio(into, out, server_hostname=name)
+    with connection() as s:
+        s.settimeout(5)
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            while True:
+                try:
+                    tls.do_handshake()
+                    return "done"
+                except ssl.SSLWantReadError:
+                    data = out.read()
+                    for at in range(0, len(data), piece or len(data) or 1):
+                        s.sendall(data[at:at + (piece or len(data))])
+                        if piece: time.sleep(0.02)
+                    got = s.recv(65536)
+                    if not got: return "end"
+                    into.write(got)
+        except OSError as error: return type(error).__name__
+def raw(data, port=443):
+    with connection(port) as s:
+        s.settimeout(5)
+        try:
+            s.sendall(data)
+            return s.recv(99)[:3].decode()
+        except OSError as error: return type(error).__name__
+print("same", handshake("allowed.test"))
+print("upper", handshake("ALLOWED.test"))
+print("none", handshake(None))
+print("pieces", handshake("allowed.test", 40))
+print("other", handshake("other.test"))
+print("other in pieces", handshake("other.test", 40))
+print("broken", raw(bytes([22, 3, 1, 0, 4, 1, 0, 0, 0])))
+print("not tls", raw(b"EHLO x\r\n", 2525))
+"#;
+
+const HEARD: &str = "same done\nupper done\nnone done\npieces done\nother ConnectionResetError\nother in pieces ConnectionResetError\nbroken ConnectionResetError\nnot tls 220\n";
+
+fn closed(container: &Container) -> Vec<Value> {
+    container.audit().into_iter().filter(|record| record["event"] == "close").collect()
+}
+
+fn server_name() -> Outcome {
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    let seen = container.sh(&format!("python3 - <<'E'\n{HELLO}E\n")).ok()?;
+    equal("heard", &seen.out, &HEARD.to_owned())?;
+    eventually(Duration::from_secs(2), "eight ends", || closed(&container).len() == 8)?;
+    let closed = closed(&container);
+    let told: Vec<String> = closed
+        .iter()
+        .map(|record| {
+            let word = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
+            format!("{} {} {}", word("decision"), word("reason"), word("server_name"))
+        })
+        .collect();
+    let wanted = [
+        "allow - allowed.test",
+        "allow - ALLOWED.test",
+        "allow - -",
+        "allow - allowed.test",
+        "deny server_name other.test",
+        "deny server_name other.test",
+        "deny server_name -",
+        "allow - -",
+    ];
+    equal("recorded", &told, &wanted.map(str::to_owned).to_vec())?;
+    // Nothing of a hello that disagrees reaches anybody.
+    let sent: u64 = closed
+        .iter()
+        .filter(|record| record["decision"] == "deny")
+        .filter_map(|record| record["sent"].as_u64())
+        .sum();
+    equal("bytes of refused hellos", &sent, &0)
+}
+
+fn server_name_in_tunnel() -> Outcome {
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    let seen = container.sh(&format!("python3 - tunnel <<'E'\n{HELLO}E\n")).ok()?;
+    equal("heard", &seen.out, &HEARD.to_owned())
+}
+
+fn two_addresses() -> Outcome {
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    let timed = "curl -sk -m 8 -o /dev/null -w '%{http_code} %{time_total}' https://two.test/";
+    let seen = container.sh(timed).ok()?.out;
+    let (code, seconds) = seen.split_once(' ').ok_or("no answer")?;
+    equal("status", &code, &"200")?;
+    // The first of its two addresses answers nobody.
+    let seconds: f64 = seconds.trim().parse().map_err(|_error| "no time")?;
+    equal("within two seconds", &(seconds > 0.2 && seconds < 2.0), &true)?;
+    let address = container.audit().first().map(|record| record["address"].clone());
+    equal("dialled", &address, &Some(Value::from("203.0.113.10:443")))
+}
+
+fn budget() -> Outcome {
+    let script = "
+import socket
+def opened():
+    s = socket.create_connection(('allowed.test', 2525), 5)
+    s.settimeout(5)
+    try: return s if s.recv(99) else None
+    except OSError: return None
+held = [opened() for _ in range(5)]
+print([s is not None for s in held])
+held[0].close()
+import time; time.sleep(0.3)
+print(opened() is not None)
+import subprocess
+print(subprocess.run(['curl', '-s', '-m', '5', '-o', '/dev/null', '-w', '%{http_code}', '-k', 'https://allowed.test/'], capture_output=True, text=True).stdout)
+";
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    let seen = container.sh(&format!("python3 -c \"{script}\"")).ok()?;
+    equal("seen", &seen.out, &"[True, True, True, False, False]\nTrue\n200\n".to_owned())?;
+    let reasons: Vec<String> = container
+        .audit()
+        .iter()
+        .filter(|record| record["decision"] == "deny")
+        .filter_map(|record| record["reason"].as_str().map(str::to_owned))
+        .collect();
+    equal("reasons", &reasons, &vec!["connection_budget".to_owned(); 2])
+}
+
+fn idle() -> Outcome {
+    let script = "
+import socket, time
+s = socket.create_connection(('allowed.test', 2525), 5); s.settimeout(5); s.recv(99)
+for _ in range(6):
+    time.sleep(0.5); s.sendall(b'x\\\\n'); s.recv(99)
+print('busy')
+begun = time.time()
+try: print('end', s.recv(99))
+except ConnectionResetError: print('reset', 0.9 < time.time() - begun < 2.5)
+";
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    let seen = container.sh(&format!("python3 -c \"{script}\"")).ok()?;
+    contains("seen", &seen.out, "busy\nreset True")?;
+    eventually(Duration::from_secs(2), "its end", || !closed(&container).is_empty())?;
+    equal("reason", &closed(&container).first().map(|r| r["reason"].clone()), &Some("idle".into()))
+}
