@@ -30,7 +30,7 @@ use crate::link::{self, Ask, Request};
 use crate::sys::{self, Fork};
 use crate::worker::{self, Handles};
 use audit::AuditFile;
-use control::{Control, Members};
+use control::{Control, Members, Told};
 use identify::Identifier;
 
 /// A worker that dies younger than this is replaced after a pause.
@@ -228,7 +228,7 @@ impl Supervisor {
             control.handle(
                 ready.get(from_control..from_members).unwrap_or_default(),
                 &mut members,
-                status,
+                &Told { worker: status, counts: &audit.counts, sandbox: &self.config.sandbox },
             );
             if let Some(names) = members.names.take() {
                 self.rename(names)?;

@@ -93,8 +93,7 @@ impl Starting {
         mut self,
         config: &SandboxConfig,
         netns: &File,
-        member: &Member,
-        meanwhile: impl FnOnce() -> Result<()>,
+        meanwhile: impl FnOnce() -> Result<Member>,
     ) -> Result<()> {
         let name = Path::new(&config.directory)
             .file_name()
@@ -103,7 +102,7 @@ impl Starting {
         if let Some(child) = &self.child {
             confine(&name, child.id());
         }
-        self.converse(config, netns, member, meanwhile)?;
+        self.converse(config, netns, meanwhile)?;
         self.child = None;
         Ok(())
     }
@@ -112,17 +111,16 @@ impl Starting {
         &self,
         config: &SandboxConfig,
         netns: &File,
-        member: &Member,
-        meanwhile: impl FnOnce() -> Result<()>,
+        meanwhile: impl FnOnce() -> Result<Member>,
     ) -> Result<()> {
         let mut line = serde_json::to_vec(config)?;
         line.push(b'\n');
         (&self.socket).write_all(&line).context("cannot send the proxy its configuration")?;
         send(&self.socket, &Request::Enter, &[netns.as_fd()])?;
-        meanwhile()?;
+        let member = meanwhile()?;
         answer(&self.socket)?;
         steps::reached("create:proxy-entered");
-        join_over(&self.socket, member)?;
+        join_over(&self.socket, &member)?;
         steps::reached("create:joined");
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! Messages between the runtime and the proxy of a sandbox, and between the
 //! proxy's two processes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::decide::Reason;
 use crate::policy::Files;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Version of everything the runtime and the supervisor say to each other.
 pub const VERSION: u32 = 1;
@@ -74,6 +76,29 @@ pub struct Member {
     pub id: String,
     /// Its init, in the host's pid namespace.
     pub pid: i32,
+    /// Programs that policy names by their whole path, as their files were before
+    /// anything of the user's ran: another file at such a path is another program.
+    #[serde(default)]
+    pub programs: HashMap<String, FileId>,
+}
+
+/// Most programs in a [`Member`].
+pub const MAX_PROGRAMS: usize = 1024;
+
+/// Which file it is, and in which state: whatever writes to a file, replaces it or
+/// changes its attributes moves one of these (inode(7)), and ctime cannot be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileId {
+    /// The device.
+    pub device: u64,
+    /// The inode.
+    pub inode: u64,
+    /// Length in bytes.
+    pub size: i64,
+    /// Time of the last change, in seconds since the epoch.
+    pub changed: i64,
+    /// And its nanoseconds.
+    pub nanoseconds: i64,
 }
 
 /// What the engine wrote about names, before user code runs.
@@ -108,12 +133,15 @@ pub enum Request {
 }
 
 /// The supervisor's answer, one JSON line.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Reply {
     /// Whether it was done.
     pub ok: bool,
     /// Why not; empty when done.
     pub error: String,
+    /// The sandbox's name in records, for [`Request::Status`].
+    #[serde(default)]
+    pub sandbox: String,
     /// Members, for [`Request::Status`].
     #[serde(default)]
     pub members: Vec<String>,
@@ -123,16 +151,107 @@ pub struct Reply {
     /// Whether the sandbox only records, for [`Request::Status`].
     #[serde(default)]
     pub observe: bool,
+    /// What has happened so far, for [`Request::Status`].
+    #[serde(default)]
+    pub counts: Counts,
+}
+
+/// What the supervisor has recorded since it started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Records written.
+    pub records: u64,
+    /// Connections and requests allowed.
+    pub allowed: u64,
+    /// Connections and requests refused, by reason code; codes that are none of
+    /// ours count as `other`.
+    pub refused: BTreeMap<String, u64>,
+    /// Allowed connections that have ended.
+    pub closed: u64,
+    /// Bytes from the sandbox, of connections that have ended.
+    pub sent: u64,
+    /// Bytes to the sandbox, of connections that have ended.
+    pub received: u64,
+    /// Workers that were replaced.
+    pub restarts: u64,
+}
+
+impl Counts {
+    /// Counts one record.
+    pub fn add(&mut self, record: &Map<String, Value>) {
+        let word = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
+        let number = |key: &str| record.get(key).and_then(Value::as_u64).unwrap_or_default();
+        self.records += 1;
+        match (word("event"), word("decision")) {
+            ("connection", "allow") => self.allowed += 1,
+            ("close", _) => {
+                self.closed += 1;
+                self.sent = self.sent.saturating_add(number("sent"));
+                self.received = self.received.saturating_add(number("received"));
+            }
+            ("worker_restarted", _) => {
+                self.restarts += 1;
+                // Its connections ended with it, and nobody recorded that.
+                self.closed = self.allowed;
+            }
+            _ => {}
+        }
+        if word("decision") == "deny" {
+            let known = Reason::ALL.iter().map(|reason| reason.code());
+            let code = known.into_iter().find(|code| *code == word("reason")).unwrap_or("other");
+            *self.refused.entry(code.to_owned()).or_default() += 1;
+        }
+    }
 }
 
 impl Reply {
     /// It was done.
     pub fn done() -> Self {
-        Self { ok: true, error: String::new(), members: Vec::new(), worker: 0, observe: false }
+        Self { ok: true, ..Self::default() }
     }
 
     /// It was not done, and why.
     pub fn failed(error: String) -> Self {
-        Self { ok: false, error, members: Vec::new(), worker: 0, observe: false }
+        Self { error, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn records_are_counted_by_what_they_say() {
+        let mut counts = Counts::default();
+        for record in [
+            json!({"event": "connection", "decision": "allow"}),
+            json!({"event": "connection", "decision": "allow"}),
+            json!({"event": "connection", "decision": "deny", "reason": "no_endpoint"}),
+            json!({"event": "connection", "decision": "deny", "reason": "made up"}),
+            json!({"event": "close", "decision": "allow", "sent": 5, "received": u64::MAX}),
+            json!({"event": "close", "decision": "deny", "reason": "server_name", "received": 9}),
+            json!({"event": "other"}),
+        ] {
+            counts.add(record.as_object().unwrap());
+        }
+        let refused = BTreeMap::from(
+            [("no_endpoint", 1), ("other", 1), ("server_name", 1)]
+                .map(|(code, count)| (code.to_owned(), count)),
+        );
+        let wanted = Counts {
+            records: 7,
+            allowed: 2,
+            refused,
+            closed: 2,
+            sent: 5,
+            received: u64::MAX,
+            restarts: 0,
+        };
+        assert_eq!(counts, wanted);
+        counts.add(json!({"event": "connection", "decision": "allow"}).as_object().unwrap());
+        counts.add(json!({"event": "worker_restarted"}).as_object().unwrap());
+        assert_eq!((counts.allowed, counts.closed, counts.restarts), (3, 3, 1));
     }
 }

@@ -82,6 +82,17 @@ pub struct Process {
     pub ancestors: Vec<String>,
 }
 
+/// Stands before the path of a program whose file is another one, or in another
+/// state, than policy's path meant when the container started. Paths begin with `/`:
+/// no pattern means it.
+pub const CHANGED: &str = "(changed) ";
+
+impl Process {
+    fn has_changed(&self) -> bool {
+        [&self.binary].into_iter().chain(&self.ancestors).any(|path| path.starts_with(CHANGED))
+    }
+}
+
 /// Leave to reach one destination, given by one rule.
 ///
 /// INVARIANT: only [`Engine::decide`] makes one.
@@ -241,6 +252,8 @@ pub enum Reason {
     AddressNotListed,
     /// The address is private and the rule does not say `private: true`.
     AddressPrivate,
+    /// A program that policy names is another file than at the container's start.
+    BinaryChanged,
     /// A rule covers host and port, but not this program.
     BinaryNotAllowed,
     /// The socket's owner could not be found, or changed while we looked.
@@ -267,12 +280,32 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason there is.
+    pub const ALL: [Self; 15] = [
+        Self::AddressNever,
+        Self::AddressNotListed,
+        Self::AddressPrivate,
+        Self::BinaryChanged,
+        Self::BinaryNotAllowed,
+        Self::CallerUnknown,
+        Self::ConnectionBudget,
+        Self::Internal,
+        Self::Malformed,
+        Self::NoEndpoint,
+        Self::NoSuchHost,
+        Self::RequestDenied,
+        Self::RequestNotAllowed,
+        Self::ServerName,
+        Self::UpstreamUnreachable,
+    ];
+
     /// The stable code of audit records and answers.
     pub fn code(self) -> &'static str {
         match self {
             Self::AddressNever => "address_never",
             Self::AddressNotListed => "address_not_listed",
             Self::AddressPrivate => "address_private",
+            Self::BinaryChanged => "binary_changed",
             Self::BinaryNotAllowed => "binary_not_allowed",
             Self::CallerUnknown => "caller_unknown",
             Self::ConnectionBudget => "connection_budget",
@@ -296,6 +329,9 @@ impl Reason {
             Self::AddressNotListed => "the name resolves outside the rule's allowed_ips",
             Self::AddressPrivate => {
                 "the name resolves to a private address, and the rule does not say `private: true` or name it in allowed_ips"
+            }
+            Self::BinaryChanged => {
+                "the program's file was written to or replaced since the container started; restart the container to trust what is there then"
             }
             Self::BinaryNotAllowed => "a rule names this host and port, but not this program",
             Self::CallerUnknown => "the program behind the connection could not be determined",
@@ -426,7 +462,11 @@ impl Engine {
         if bundles.is_empty() {
             let nearest = nearest();
             let known = nearest.is_some();
-            let reason = if known { Reason::BinaryNotAllowed } else { Reason::NoEndpoint };
+            let reason = match (known, holder.has_changed()) {
+                (true, true) => Reason::BinaryChanged,
+                (true, false) => Reason::BinaryNotAllowed,
+                (false, _) => Reason::NoEndpoint,
+            };
             return deny(reason, nearest);
         }
         let mut addresses = AddressRule::default();
@@ -548,6 +588,7 @@ pub fn remedy(
     if matches!(
         reason,
         Reason::AddressNever
+            | Reason::BinaryChanged
             | Reason::ConnectionBudget
             | Reason::Internal
             | Reason::Malformed

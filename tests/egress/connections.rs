@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nemoclaw_tests::docker::Container;
+use nemoclaw_tests::docker::{Container, docker, run};
 use nemoclaw_tests::{Outcome, contains, equal, eventually};
 use serde_json::Value;
 
@@ -10,7 +10,9 @@ use crate::IMAGE;
 
 const RUNTIME: &str = "nemoclaw-connections";
 
-pub(super) const TRIALS: [crate::Named; 5] = [
+pub(super) const TRIALS: [crate::Named; 7] = [
+    ("what_happened_is_counted", metrics),
+    ("a_program_that_was_replaced_is_another_program", replaced),
     ("a_tls_name_has_to_be_that_of_the_connection", server_name),
     ("a_tls_name_is_checked_behind_connect_too", server_name_in_tunnel),
     ("an_address_that_does_not_answer_delays_little", two_addresses),
@@ -150,6 +152,62 @@ print(subprocess.run(['curl', '-s', '-m', '5', '-o', '/dev/null', '-w', '%{http_
         .filter_map(|record| record["reason"].as_str().map(str::to_owned))
         .collect();
     equal("reasons", &reasons, &vec!["connection_budget".to_owned(); 2])
+}
+
+fn replaced() -> Outcome {
+    let work = tempfile::tempdir()?;
+    let mount = format!("{}:/work", work.path().display());
+    let copy = ["sh", "-c", "cp /usr/bin/curl /work/agent && chmod 755 /work /work/agent"];
+    run("runc", &["-v", &mount], IMAGE, &copy).ok()?;
+    std::os::unix::fs::chown(work.path(), Some(10_001), Some(10_001))?;
+    std::os::unix::fs::chown(work.path().join("agent"), Some(10_001), Some(10_001))?;
+    let fetch = |container: &Container, program: &str| {
+        container
+            .sh(&format!("{program} -s -m 5 -w ' %{{http_code}}' http://allowed.test/"))
+            .out
+            .trim()
+            .to_owned()
+    };
+    // By another file at its path, and by other bytes in the same file.
+    for change in
+        ["cp agent new && mv new agent", "cp agent old && cat /usr/bin/curl >agent", "touch agent"]
+    {
+        let container = Container::start(RUNTIME, IMAGE, &["-v", &mount, "-w", "/work"])?;
+        contains("as it was", &fetch(&container, "/work/agent"), " 200")?;
+        container.sh(change).ok()?;
+        let refused = fetch(&container, "/work/agent");
+        contains(change, &refused, " 403")?;
+        contains(change, &refused, "\"reason\":\"binary_changed\"")?;
+        contains("another program", &fetch(&container, "curl"), " 200")?;
+        let record = container.audit().into_iter().find(|record| record["decision"] == "deny");
+        let binary = record.map(|record| record["binary"].clone());
+        equal("recorded", &binary, &Some("(changed) /work/agent".into()))?;
+        docker(&["restart", "-t", "0", &container.name]).ok()?;
+        contains("trusted anew", &fetch(&container, "/work/agent"), " 200")?;
+    }
+    Ok(())
+}
+
+fn metrics() -> Outcome {
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    container.sh("curl -sko /dev/null https://allowed.test/").ok()?;
+    let _refused = container.sh("curl -s http://denied.test/ http://denied.test/");
+    let asked = || crate::nemoclaw(&["metrics", "--sandbox", &container.id]).out;
+    eventually(Duration::from_secs(2), "an end", || asked().contains("connections_open"))?;
+    eventually(Duration::from_secs(2), "no open connection", || {
+        asked().contains(&format!("connections_open{{sandbox=\"{}\"}} 0\n", container.id))
+    })?;
+    for (name, value) in [
+        ("containers{sandbox=\"ID\"}", "1"),
+        ("connections_allowed_total{sandbox=\"ID\"}", "1"),
+        ("connections_refused_total{sandbox=\"ID\",reason=\"no_endpoint\"}", "2"),
+        ("worker_restarts_total{sandbox=\"ID\"}", "0"),
+    ] {
+        let line = format!("nemoclaw_{} {value}\n", name.replace("ID", &container.id));
+        contains("metrics", &asked(), &line)?;
+    }
+    let none = crate::nemoclaw(&["metrics", "--sandbox", "none"]);
+    contains("an unknown one", &none.err, "no sandbox that runs")
 }
 
 fn idle() -> Outcome {

@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use nemoclaw_spec::audit::MAX_RECORD_BYTES;
+use nemoclaw_spec::control::Counts;
 use nix::sys::socket::{MsgFlags, recv};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -46,6 +47,8 @@ pub(super) struct AuditFile {
     sequence: u64,
     /// SHA-256 of the last line.
     previous: String,
+    /// What the records of this supervisor say.
+    pub(super) counts: Counts,
 }
 
 /// SHA-256 in lower-case hexadecimal.
@@ -103,7 +106,9 @@ impl AuditFile {
             .unwrap_or_default();
         let previous = before.map_or_else(|| "0".repeat(64), |(line, _)| digest(&line));
         let (path, sandbox) = (path.to_owned(), sandbox.to_owned());
-        let mut audit = Self { file, path, bytes, failed: false, sandbox, sequence, previous };
+        let counts = Counts::default();
+        let mut audit =
+            Self { file, path, bytes, failed: false, sandbox, sequence, previous, counts };
         if torn {
             audit.note("torn_record");
         }
@@ -163,6 +168,7 @@ impl AuditFile {
         whole.insert("seq".to_owned(), json!(self.sequence));
         // What the worker says of these counts for nothing.
         whole.extend(record.into_iter().filter(|(key, _)| !OURS.contains(&key.as_str())));
+        self.counts.add(&whole);
         whole.insert("prev".to_owned(), json!(self.previous));
         let mut line = serde_json::to_vec(&whole).unwrap_or_default();
         self.previous = digest(&line);

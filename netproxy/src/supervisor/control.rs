@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nemoclaw_spec::control::{Member, Names, Reply, Request};
+use nemoclaw_spec::control::{Counts, Member, Names, Reply, Request};
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Longest request, in bytes.
-const MAX_REQUEST: usize = 128 * 1024;
+const MAX_REQUEST: usize = 1024 * 1024;
 /// Most connections of the runtime at once.
 const MAX_CONNECTIONS: usize = 32;
 
@@ -109,6 +109,15 @@ fn cgroup_directories(pid: i32) -> Vec<PathBuf> {
     Vec::new()
 }
 
+/// What the supervisor can say of the sandbox.
+pub(super) struct Told<'a> {
+    /// Pid of the worker.
+    pub(super) worker: i32,
+    pub(super) counts: &'a Counts,
+    /// Its name in records.
+    pub(super) sandbox: &'a str,
+}
+
 /// The runtime's connections.
 pub(super) struct Control {
     /// The connection over which the runtime started us.
@@ -158,12 +167,12 @@ impl Control {
     }
 
     /// Handles what is ready, in the order of [`Control::descriptors`].
-    pub(super) fn handle(&mut self, ready: &[bool], members: &mut Members, worker: i32) {
+    pub(super) fn handle(&mut self, ready: &[bool], members: &mut Members, told: &Told<'_>) {
         let mut flags = ready.iter().copied();
         let accept = self.listener.is_some() && flags.next().unwrap_or_default();
         let mut kept = Vec::new();
         for connection in self.connections.drain(..) {
-            if !flags.next().unwrap_or_default() || handle_one(&connection, members, worker) {
+            if !flags.next().unwrap_or_default() || handle_one(&connection, members, told) {
                 kept.push(connection);
             }
         }
@@ -191,7 +200,7 @@ fn is_root(connection: &UnixStream) -> bool {
 }
 
 /// One request; false when the connection is over.
-fn handle_one(connection: &UnixStream, members: &mut Members, worker: i32) -> bool {
+fn handle_one(connection: &UnixStream, members: &mut Members, told: &Told<'_>) -> bool {
     let answer = match receive(connection) {
         Ok(Some((Request::Join(member), Some(pidfd)))) => {
             members.join(member, pidfd);
@@ -210,7 +219,9 @@ fn handle_one(connection: &UnixStream, members: &mut Members, worker: i32) -> bo
         }
         Ok(Some((Request::Status, _))) => Reply {
             members: members.iter().map(|joined| joined.member.id.clone()).collect(),
-            worker,
+            sandbox: told.sandbox.to_owned(),
+            worker: told.worker,
+            counts: told.counts.clone(),
             observe: members.observe,
             ..Reply::done()
         },

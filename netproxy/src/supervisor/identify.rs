@@ -14,7 +14,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nemoclaw_spec::address;
-use nemoclaw_spec::decide::{Caller, Process};
+use nemoclaw_spec::control::FileId;
+use nemoclaw_spec::decide::{CHANGED, Caller, Process};
 use nemoclaw_spec::name::MAX_PATH_BYTES;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
@@ -123,8 +124,10 @@ fn matches_address(found: IpAddr, wanted: IpAddr) -> bool {
 }
 
 /// One process held open, so that its pid cannot come to mean another.
-struct Held {
+struct Held<'a> {
     pid: i32,
+    /// Programs of its container as they were before it ran.
+    programs: &'a HashMap<String, FileId>,
     parent: i32,
     /// The first thread has ended and others go on: what it holds cannot be
     /// seen through it.
@@ -138,10 +141,10 @@ fn holders(inode: u32, members: &Members) -> Option<Vec<Process>> {
     let mut processes = HashMap::new();
     for joined in members.iter() {
         for cgroup in &joined.cgroups {
-            collect(cgroup, &mut processes, 0);
+            collect(cgroup, &joined.member.programs, &mut processes, 0);
         }
         // A container in a cgroup we cannot read still has its init.
-        if let Some(init) = hold(joined.member.pid) {
+        if let Some(init) = hold(joined.member.pid, &joined.member.programs) {
             processes.entry(init.pid).or_insert(init);
         }
     }
@@ -161,7 +164,12 @@ fn holders(inode: u32, members: &Members) -> Option<Vec<Process>> {
 }
 
 /// Opens every process of a cgroup and of the cgroups below it.
-fn collect(cgroup: &Path, processes: &mut HashMap<i32, Held>, depth: usize) {
+fn collect<'a>(
+    cgroup: &Path,
+    programs: &'a HashMap<String, FileId>,
+    processes: &mut HashMap<i32, Held<'a>>,
+    depth: usize,
+) {
     if depth > 8 {
         return;
     }
@@ -170,18 +178,18 @@ fn collect(cgroup: &Path, processes: &mut HashMap<i32, Held>, depth: usize) {
         if processes.len() >= MAX_PROCESSES {
             return;
         }
-        if let Some(held) = hold(pid) {
+        if let Some(held) = hold(pid, programs) {
             processes.insert(pid, held);
         }
     }
     for entry in fs::read_dir(cgroup).into_iter().flatten().filter_map(std::result::Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(&entry.path(), processes, depth + 1);
+            collect(&entry.path(), programs, processes, depth + 1);
         }
     }
 }
 
-fn hold(pid: i32) -> Option<Held> {
+fn hold(pid: i32, programs: &HashMap<String, FileId>) -> Option<Held<'_>> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
     let directory = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
     let stat = openat(&directory, "stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
@@ -191,7 +199,7 @@ fn hold(pid: i32) -> Option<Held> {
     let parent = fields.get(1)?.parse().ok()?;
     let threads: u32 = fields.get(17)?.parse().ok()?;
     let headless = fields.first() == Some(&"Z") && threads > 1;
-    Some(Held { pid, parent, headless, directory })
+    Some(Held { pid, programs, parent, headless, directory })
 }
 
 fn read_small(file: OwnedFd) -> Option<String> {
@@ -203,7 +211,7 @@ fn read_small(file: OwnedFd) -> Option<String> {
 
 /// Whether a process, by any of its threads, holds the socket; `None` when that
 /// cannot be told.
-fn holds(process: &Held, wanted: &str) -> Option<bool> {
+fn holds(process: &Held<'_>, wanted: &str) -> Option<bool> {
     if process.headless {
         return None;
     }
@@ -253,7 +261,7 @@ fn holds(process: &Held, wanted: &str) -> Option<bool> {
 /// Whether descriptors wait in a unix socket's queue (`scm_fds` of
 /// /proc/PID/fdinfo, since Linux 5.8). A socket that cannot be examined any
 /// more has been closed.
-fn carries_descriptors(process: &Held, task: &str, descriptor: &str) -> bool {
+fn carries_descriptors(process: &Held<'_>, task: &str, descriptor: &str) -> bool {
     let path = format!("task/{task}/fdinfo/{descriptor}");
     let opened = openat(&process.directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let Some(text) = opened.ok().and_then(read_small) else { return false };
@@ -262,7 +270,7 @@ fn carries_descriptors(process: &Held, task: &str, descriptor: &str) -> bool {
         .is_some_and(|count| count.trim() != "0")
 }
 
-fn describe(process: &Held, processes: &HashMap<i32, Held>, inits: &[i32]) -> Process {
+fn describe(process: &Held<'_>, processes: &HashMap<i32, Held<'_>>, inits: &[i32]) -> Process {
     let mut ancestors = Vec::new();
     let mut current = process;
     while ancestors.len() < MAX_ANCESTORS && !inits.contains(&current.pid) {
@@ -274,8 +282,9 @@ fn describe(process: &Held, processes: &HashMap<i32, Held>, inits: &[i32]) -> Pr
 }
 
 /// The target of `/proc/PID/exe`. A file without a name any more (deleted,
-/// memfd) is marked so that no path of a policy can mean it.
-fn executable(process: &Held) -> String {
+/// memfd), and one that is not what policy's path meant at the start, is marked so
+/// that no path of a policy can mean it.
+fn executable(process: &Held<'_>) -> String {
     let Ok(target) = readlinkat(&process.directory, "exe", Vec::new()) else {
         return "(unknown)".to_owned();
     };
@@ -284,10 +293,22 @@ fn executable(process: &Held) -> String {
         return "(too long)".to_owned();
     }
     // Following the link reaches the very inode that runs.
-    let named =
-        statat(&process.directory, "exe", AtFlags::empty()).is_ok_and(|stat| stat.st_nlink > 0);
-    if !named {
+    let stat = statat(&process.directory, "exe", AtFlags::empty()).ok();
+    let known = process.programs.get(&path);
+    if stat.as_ref().is_none_or(|stat| stat.st_nlink == 0) {
         path.insert_str(0, "(deleted) ");
+    } else if known.is_some_and(|known| stat.as_ref().map(file_id) != Some(*known)) {
+        path.insert_str(0, CHANGED);
     }
     path
+}
+
+fn file_id(stat: &rustix::fs::Stat) -> FileId {
+    FileId {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size: stat.st_size,
+        changed: stat.st_ctime,
+        nanoseconds: i64::try_from(stat.st_ctime_nsec).unwrap_or(-1),
+    }
 }

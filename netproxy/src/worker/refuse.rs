@@ -80,6 +80,7 @@ pub(super) fn status(reason: Reason) -> u16 {
         Reason::AddressNever
         | Reason::AddressNotListed
         | Reason::AddressPrivate
+        | Reason::BinaryChanged
         | Reason::BinaryNotAllowed
         | Reason::CallerUnknown
         | Reason::ConnectionBudget

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use nemoclaw_spec::control::{Member, Names, SandboxConfig};
+use nemoclaw_spec::control::{MAX_PROGRAMS, Member, Names, SandboxConfig};
 use nemoclaw_spec::plan::{HostFacts, Ids, ImageView as _, Plan, harden, has_user_namespace};
 use nemoclaw_spec::policy::{Binaries, Policy};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -333,10 +333,9 @@ impl Sandbox<'_> {
     ) -> Result<()> {
         let observe = !self.plan.confined;
         let pid = check.pid;
-        let member = Member { id: self.entry.id.clone(), pid };
         let Some(starting) = starting else {
             check.run()?;
-            return proxy::join(directory, &member).context("cannot join the sandbox");
+            return proxy::join(directory, &self.member(pid)).context("cannot join the sandbox");
         };
         let netns = File::open(format!("/proc/{pid}/ns/net"))
             .context("cannot open the container's network namespace")?;
@@ -356,10 +355,10 @@ impl Sandbox<'_> {
             let rules = net::lock(&netns, &kind)?;
             steps::reached("create:locked");
             store::write_file(&directory.join("rules"), &rules)?;
-            check.run()
+            check.run().map(|()| self.member(pid))
         };
         starting
-            .serve(&self.configuration(inode, observe), &netns, &member, meanwhile)
+            .serve(&self.configuration(inode, observe), &netns, meanwhile)
             .context("cannot start the sandbox's proxy")
     }
 
@@ -376,6 +375,20 @@ impl Sandbox<'_> {
         }
         stdio::give_terminal(&format!("/proc/{pid}/fd/0"), self.owner())
             .context("cannot give the terminal to the container's user")
+    }
+
+    /// What the proxy has to know about the container.
+    fn member(&self, pid: i32) -> Member {
+        let contents = Contents::new(&self.image, &self.spec, &self.host);
+        let programs = literals(&self.selected.policy)
+            .filter_map(|path| {
+                let real = self.image.look(path).map_or_else(|| path.to_owned(), |fact| fact.real);
+                let identity = contents.identity(&real)?;
+                Some((real, identity))
+            })
+            .take(MAX_PROGRAMS)
+            .collect();
+        Member { id: self.entry.id.clone(), pid, programs }
     }
 
     fn configuration(&self, inode: u64, observe: bool) -> SandboxConfig {
@@ -446,24 +459,32 @@ impl Check<'_> {
 /// Paths of policy that are symbolic links in the image, and their targets.
 fn aliases(policy: &Policy, image: &Image) -> HashMap<String, String> {
     let mut aliases = HashMap::new();
-    for rule in &policy.rules {
-        let Binaries::Listed(patterns) = &rule.binaries else { continue };
-        for pattern in patterns.iter().filter(|pattern| pattern.is_literal()) {
-            let real = image.look(pattern.as_str()).map(|fact| fact.real);
-            // What the sandbox can write must not come to mean what policy names.
-            let writable =
-                ["/tmp/", "/var/tmp/", "/sandbox/", "/home/", "/dev/", "/run/", "/proc/"];
-            let listed = &policy.filesystem.read_write;
-            let real = real.filter(|real| {
-                !writable.iter().any(|place| real.starts_with(place))
-                    && !listed.iter().any(|place| Path::new(real).starts_with(place))
-            });
-            if let Some(real) = real.filter(|real| real != pattern.as_str()) {
-                aliases.insert(pattern.as_str().to_owned(), real);
-            }
+    for path in literals(policy) {
+        let real = image.look(path).map(|fact| fact.real);
+        // What the sandbox can write must not come to mean what policy names.
+        let writable = ["/tmp/", "/var/tmp/", "/sandbox/", "/home/", "/dev/", "/run/", "/proc/"];
+        let listed = &policy.filesystem.read_write;
+        let real = real.filter(|real| {
+            !writable.iter().any(|place| real.starts_with(place))
+                && !listed.iter().any(|place| Path::new(real).starts_with(place))
+        });
+        if let Some(real) = real.filter(|real| real != path) {
+            aliases.insert(path.to_owned(), real);
         }
     }
     aliases
+}
+
+/// Programs that a policy names by their whole path.
+fn literals(policy: &Policy) -> impl Iterator<Item = &str> {
+    let patterns = policy.rules.iter().filter_map(|rule| match &rule.binaries {
+        Binaries::Listed(patterns) => Some(patterns),
+        Binaries::Any => None,
+    });
+    patterns
+        .flatten()
+        .filter(|pattern| pattern.is_literal())
+        .map(nemoclaw_spec::name::BinaryPattern::as_str)
 }
 
 /// What init told; it has written before libcontainer's builder returns, and is

@@ -1,6 +1,7 @@
 //! `nemoclaw-ctl`: the operator's verbs. People type `nemoclaw VERB`.
 
 mod logs;
+mod metrics;
 mod policy;
 
 use std::io::Write as _;
@@ -26,6 +27,8 @@ enum Verb {
     Presets(policy::PresetVerb),
     /// Print audit records
     Logs(logs::Logs),
+    /// Print counts for Prometheus
+    Metrics(metrics::Metrics),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Verb::Policy(verb) => policy::run(&verb),
         Verb::Presets(verb) => policy::presets(&verb),
         Verb::Logs(logs) => logs.run(),
+        Verb::Metrics(metrics) => metrics.run(),
     };
     result.unwrap_or_else(|error| {
         // `nemoclaw logs | head` is no failure.

@@ -91,6 +91,21 @@ fn every_holder_must_be_listed() {
 }
 
 #[test]
+fn a_program_that_has_changed_is_none_that_policy_names() {
+    let engine = engine(POLICY);
+    let changed = format!("{CHANGED}/usr/bin/curl");
+    let asked = to("api.example.com", 443);
+    for caller in [by(&changed, &[]), by("/usr/bin/sh", &[&changed])] {
+        let decision = engine.decide(&asked, &caller);
+        assert_eq!(reason(decision), Some(Reason::BinaryChanged));
+        assert_eq!(remedy(None, &asked, &caller, Reason::BinaryChanged), None);
+    }
+    let elsewhere = to("unlisted.example", 443);
+    let decision = engine.decide(&elsewhere, &by(&changed, &[]));
+    assert_eq!(reason(decision), Some(Reason::NoEndpoint));
+}
+
+#[test]
 fn a_symbolic_link_in_policy_means_its_target() {
     let policy = Policy::parse(POLICY, "test.yaml").unwrap();
     let aliases = HashMap::from([("/usr/bin/curl".to_owned(), "/opt/curl-8".to_owned())]);
