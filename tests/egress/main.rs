@@ -4,6 +4,7 @@
 #![expect(clippy::indexing_slicing, reason = "a trial that panics has failed")]
 
 mod connections;
+mod faults;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         ("many_cycles_with_connections_never_fail", cycles),
     ];
     trials.extend(connections::TRIALS);
+    trials.extend(faults::TRIALS);
     run_as_root(trials)
 }
 
