@@ -8,6 +8,7 @@ mod control;
 mod identify;
 mod upstream;
 
+use std::collections::{BTreeSet, HashSet};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nemoclaw_spec::control::{Names, SandboxConfig, VERSION};
 use nemoclaw_spec::decide::Engine;
-use nemoclaw_spec::policy::Policy;
+use nemoclaw_spec::policy::{Binaries, Policy};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
 };
@@ -60,11 +61,13 @@ pub(crate) fn run() -> Result<()> {
     let listener = UnixListener::bind(&socket)
         .with_context(|| format!("cannot listen at {}", socket.display()))
         .inspect_err(|error| control.refuse(&format!("{error:#}")))?;
-    let identifier =
-        Identifier::new().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
+    let named = named(engine.as_ref());
+    let identifier = Identifier::new(watched(engine.as_ref(), &named, &config))
+        .inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     confine::supervisor().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
+    let pause = Duration::ZERO;
     let mut supervisor =
-        Supervisor { config, engine, handles, identifier, worker: None, pause: Duration::ZERO };
+        Supervisor { config, engine, handles, identifier, named, worker: None, pause };
     supervisor.start_worker().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     control.accept_with(listener);
     let result = supervisor.serve(&mut control, &mut audit);
@@ -115,6 +118,27 @@ fn prepare_engine(config: &SandboxConfig) -> Result<Option<Engine>> {
     Ok(Some(Engine::new(policy, config.aliases.clone())))
 }
 
+/// Programs that policy names by their whole path.
+fn named(engine: Option<&Engine>) -> Vec<String> {
+    let rules = engine.iter().flat_map(|engine| &engine.policy().rules);
+    let patterns = rules.filter_map(|rule| match &rule.binaries {
+        Binaries::Listed(patterns) => Some(patterns),
+        Binaries::Any => None,
+    });
+    let literal = patterns.flatten().filter(|pattern| pattern.is_literal());
+    let paths: BTreeSet<String> = literal.map(|pattern| pattern.as_str().to_owned()).collect();
+    paths.into_iter().collect()
+}
+
+/// Those that are no such program where no file was known at the start. A file in
+/// OpenShell's own language trusts on first use, as OpenShell does.
+fn watched(engine: Option<&Engine>, named: &[String], config: &SandboxConfig) -> HashSet<String> {
+    if !engine.is_some_and(|engine| engine.policy().ours) {
+        return HashSet::new();
+    }
+    named.iter().chain(config.aliases.values()).cloned().collect()
+}
+
 /// A running worker, seen from here.
 struct Worker {
     pid: Pid,
@@ -129,6 +153,8 @@ struct Supervisor {
     engine: Option<Engine>,
     handles: Handles,
     identifier: Identifier,
+    /// Programs that policy names by their whole path.
+    named: Vec<String>,
     worker: Option<Worker>,
     pause: Duration,
 }
@@ -182,6 +208,7 @@ impl Supervisor {
         let _killed = pidfd_send_signal(&worker.pidfd, Signal::KILL);
         let _reaped = waitpid(Some(worker.pid), WaitOptions::empty());
         audit.note("worker_restarted");
+        audit.counts.restarted();
         if worker.started.elapsed() < YOUNG {
             self.pause = (self.pause * 2).clamp(Duration::from_millis(10), LONGEST_PAUSE);
             std::thread::sleep(self.pause);
@@ -228,7 +255,12 @@ impl Supervisor {
             control.handle(
                 ready.get(from_control..from_members).unwrap_or_default(),
                 &mut members,
-                &Told { worker: status, counts: &audit.counts, sandbox: &self.config.sandbox },
+                &Told {
+                    worker: status,
+                    counts: &audit.counts,
+                    sandbox: &self.config.sandbox,
+                    named: &self.named,
+                },
             );
             if let Some(names) = members.names.take() {
                 self.rename(names)?;

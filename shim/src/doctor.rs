@@ -117,9 +117,7 @@ fn namespace_lock() -> Finding {
                 nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
                     .context("no network namespace can be made")?;
                 let netns = File::open("/proc/thread-self/ns/net")?;
-                let kind = net::Kind::Locked { engine_resolver: false, ingress: None };
-                net::prepare(&netns, &kind)?;
-                net::lock(&netns, &kind).map(drop)
+                net::lock(&netns, &net::Kind::Locked { engine_resolver: false, ingress: None })
             })
             .join()
             .unwrap_or_else(|_panic| Err(anyhow!("the trial ended early")))

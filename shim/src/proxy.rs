@@ -87,8 +87,8 @@ impl Starting {
         Ok(Self { child: Some(child), socket: own })
     }
 
-    /// Hands the proxy its configuration and the namespace, does `meanwhile` what the
-    /// container needs before it can start, and waits until the proxy serves.
+    /// Hands the proxy its configuration and the locked namespace, does `meanwhile`
+    /// what the container needs before it can start, and waits until the proxy serves.
     pub(crate) fn serve(
         mut self,
         config: &SandboxConfig,
@@ -220,12 +220,14 @@ fn clean(directory: &Path) {
     }
 }
 
-/// True when a supervisor answers in this directory that has a container: before the
-/// first one has joined, the namespace may not be locked yet.
+/// True when a supervisor answers in this directory.
 pub(crate) fn alive(directory: &Path) -> bool {
-    connect(directory)
-        .and_then(|socket| ask(&socket, &Request::Status, &[]))
-        .is_ok_and(|reply| !reply.members.is_empty())
+    connect(directory).and_then(|socket| ask(&socket, &Request::Status, &[])).is_ok()
+}
+
+/// Programs that the policy of a running sandbox names by their whole path.
+pub(crate) fn named(directory: &Path) -> Result<Vec<String>> {
+    Ok(ask(&connect(directory)?, &Request::Status, &[])?.named)
 }
 
 /// True when a supervisor answers that only records.

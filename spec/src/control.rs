@@ -77,12 +77,13 @@ pub struct Member {
     /// Its init, in the host's pid namespace.
     pub pid: i32,
     /// Programs that policy names by their whole path, as their files were before
-    /// anything of the user's ran: another file at such a path is another program.
+    /// anything of the user's ran: another file at such a path is another program,
+    /// and so is one where none was.
     #[serde(default)]
     pub programs: HashMap<String, FileId>,
 }
 
-/// Most programs in a [`Member`].
+/// Most programs named in a [`Member`]; each may stand there by two paths.
 pub const MAX_PROGRAMS: usize = 1024;
 
 /// Which file it is, and in which state: whatever writes to a file, replaces it or
@@ -148,6 +149,10 @@ pub struct Reply {
     /// Pid of the worker, for [`Request::Status`].
     #[serde(default)]
     pub worker: i32,
+    /// Programs that the sandbox's policy names by their whole path, for
+    /// [`Request::Status`].
+    #[serde(default)]
+    pub named: Vec<String>,
     /// Whether the sandbox only records, for [`Request::Status`].
     #[serde(default)]
     pub observe: bool,
@@ -177,7 +182,14 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Counts one record.
+    /// Counts a worker that was replaced. Its connections ended with it, and nobody
+    /// recorded that.
+    pub fn restarted(&mut self) {
+        self.restarts += 1;
+        self.closed = self.allowed;
+    }
+
+    /// Counts one record of a worker.
     pub fn add(&mut self, record: &Map<String, Value>) {
         let word = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
         let number = |key: &str| record.get(key).and_then(Value::as_u64).unwrap_or_default();
@@ -188,11 +200,6 @@ impl Counts {
                 self.closed += 1;
                 self.sent = self.sent.saturating_add(number("sent"));
                 self.received = self.received.saturating_add(number("received"));
-            }
-            ("worker_restarted", _) => {
-                self.restarts += 1;
-                // Its connections ended with it, and nobody recorded that.
-                self.closed = self.allowed;
             }
             _ => {}
         }
@@ -251,7 +258,10 @@ mod tests {
         };
         assert_eq!(counts, wanted);
         counts.add(json!({"event": "connection", "decision": "allow"}).as_object().unwrap());
+        // Only the supervisor knows of that.
         counts.add(json!({"event": "worker_restarted"}).as_object().unwrap());
+        assert_eq!((counts.closed, counts.restarts), (2, 0));
+        counts.restarted();
         assert_eq!((counts.allowed, counts.closed, counts.restarts), (3, 3, 1));
     }
 }

@@ -331,7 +331,7 @@ impl Reason {
                 "the name resolves to a private address, and the rule does not say `private: true` or name it in allowed_ips"
             }
             Self::BinaryChanged => {
-                "the program's file was written to or replaced since the container started; restart the container to trust what is there then"
+                "the program's file was not there, or was another one, when the container started; start the container again to trust what is there then"
             }
             Self::BinaryNotAllowed => "a rule names this host and port, but not this program",
             Self::CallerUnknown => "the program behind the connection could not be determined",

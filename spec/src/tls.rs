@@ -16,6 +16,7 @@ use crate::name::Host;
 pub const MAX_HELLO_BYTES: usize = 32 * 1024;
 
 const HANDSHAKE: u8 = 22;
+const ALERT: u8 = 21;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
@@ -39,8 +40,9 @@ pub enum Hello {
 /// were [`Hello::Other`], [`Hello::Client`] or [`Hello::Malformed`], the answer stays.
 pub fn hello(bytes: &[u8]) -> Hello {
     match bytes {
-        [] | [HANDSHAKE] => return Hello::Incomplete,
+        [] | [HANDSHAKE | ALERT] => return Hello::Incomplete,
         [HANDSHAKE, 3, ..] => {}
+        [HANDSHAKE | ALERT, 0..=15, ..] => return disguised(bytes),
         _ => return Hello::Other,
     }
     let mut message = Vec::new();
@@ -68,6 +70,27 @@ pub fn hello(bytes: &[u8]) -> Hello {
         }
     }
     if bytes.len() >= MAX_HELLO_BYTES { Hello::Malformed } else { Hello::Incomplete }
+}
+
+/// Some servers take a hello in a record of any version below 16, or after alerts (Go's
+/// crypto/tls, `readRecordOrCCS`): what looks like that is no other protocol, as far
+/// as the lengths in it agree.
+fn disguised(bytes: &[u8]) -> Hello {
+    /// A hello without anything optional (RFC 5246).
+    const SHORTEST: usize = 38;
+    let mut reader = Reader(bytes);
+    let kind = reader.byte();
+    let (Some(_version), Some(length)) = (reader.number(), reader.number()) else {
+        return Hello::Incomplete;
+    };
+    if kind == Some(ALERT) {
+        return if length == 2 { Hello::Malformed } else { Hello::Other };
+    }
+    match (reader.byte(), reader.byte(), reader.number()) {
+        (Some(CLIENT_HELLO), Some(0), Some(inner)) if inner >= SHORTEST => Hello::Malformed,
+        (Some(CLIENT_HELLO) | None, Some(0) | None, None) => Hello::Incomplete,
+        _ => Hello::Other,
+    }
 }
 
 /// Reads a handshake message as far as it has come.
@@ -245,8 +268,21 @@ mod tests {
         ] {
             assert_eq!(hello(&broken), Hello::Malformed, "{broken:02x?}");
         }
-        for other in [&b"GET / HTTP/1.1"[..], b"SSH-2.0", &[22, 2, 0, 1], &[0x80, 0x2e, 1]] {
-            assert_eq!(hello(other), Hello::Other);
+        // What a lenient server would take for a hello.
+        let whole = client(&named("b.example"));
+        let versions = [0, 1, 2, 15].map(|major| [&[22, major][..], &whole[2..]].concat());
+        let alerts = [[21, 3, 1, 0, 2, 1, 90], [21, 0, 0, 0, 2, 1, 90]];
+        for disguised in versions.iter().map(Vec::as_slice).chain(alerts.iter().map(|a| &a[..])) {
+            assert_eq!(hello(disguised), Hello::Malformed, "{disguised:02x?}");
+            assert_eq!(hello(&disguised[..4]), Hello::Incomplete);
+        }
+        // MongoDB and MySQL begin with a length, least byte first.
+        let mongo = [22, 1, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 221, 7, 0, 0];
+        let mysql = [21, 0, 0, 1, 133, 166];
+        for other in
+            [&b"GET / HTTP/1.1"[..], b"SSH-2.0", &mongo, &mysql, &[0x80, 0x2e, 1], &[22, 16]]
+        {
+            assert_eq!(hello(other), Hello::Other, "{other:02x?}");
         }
     }
 

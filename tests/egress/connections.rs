@@ -10,7 +10,8 @@ use crate::IMAGE;
 
 const RUNTIME: &str = "nemoclaw-connections";
 
-pub(super) const TRIALS: [crate::Named; 7] = [
+pub(super) const TRIALS: [crate::Named; 8] = [
+    ("urgent_data_does_not_end_a_stream", urgent),
     ("what_happened_is_counted", metrics),
     ("a_program_that_was_replaced_is_another_program", replaced),
     ("a_tls_name_has_to_be_that_of_the_connection", server_name),
@@ -157,7 +158,11 @@ print(subprocess.run(['curl', '-s', '-m', '5', '-o', '/dev/null', '-w', '%{http_
 fn replaced() -> Outcome {
     let work = tempfile::tempdir()?;
     let mount = format!("{}:/work", work.path().display());
-    let copy = ["sh", "-c", "cp /usr/bin/curl /work/agent && chmod 755 /work /work/agent"];
+    let copy = [
+        "sh",
+        "-c",
+        "cp /usr/bin/curl /work/agent && chmod 755 /work /work/agent && ln -s /usr/bin/curl /work/link",
+    ];
     run("runc", &["-v", &mount], IMAGE, &copy).ok()?;
     std::os::unix::fs::chown(work.path(), Some(10_001), Some(10_001))?;
     std::os::unix::fs::chown(work.path().join("agent"), Some(10_001), Some(10_001))?;
@@ -185,7 +190,29 @@ fn replaced() -> Outcome {
         docker(&["restart", "-t", "0", &container.name]).ok()?;
         contains("trusted anew", &fetch(&container, "/work/agent"), " 200")?;
     }
+    // A program that was not there, and one in the place of a link.
+    let container = Container::start(RUNTIME, IMAGE, &["-v", &mount, "-w", "/work"])?;
+    contains("through the link", &fetch(&container, "/work/link"), " 200")?;
+    container.sh("cp /usr/bin/curl late && rm link && cp /usr/bin/curl link").ok()?;
+    for program in ["/work/late", "/work/link"] {
+        contains(program, &fetch(&container, program), "\"reason\":\"binary_changed\"")?;
+    }
     Ok(())
+}
+
+/// splice(2) takes urgent data for the end of the stream.
+fn urgent() -> Outcome {
+    let script = "
+import socket
+s = socket.create_connection(('allowed.test', 7), 5); s.settimeout(5)
+s.sendall(b'ab'); s.send(b'U', socket.MSG_OOB); s.sendall(b'cdef'); s.shutdown(socket.SHUT_WR)
+got = b''
+while part := s.recv(99): got += part
+print(got)
+";
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    let seen = container.sh(&format!("python3 -c \"{script}\"")).ok()?;
+    equal("seen", &seen.out, &"b'abcdef'\n".to_owned())
 }
 
 fn metrics() -> Outcome {

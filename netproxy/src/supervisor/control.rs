@@ -14,7 +14,9 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Longest request, in bytes.
-const MAX_REQUEST: usize = 1024 * 1024;
+const MAX_REQUEST: usize = 16 * 1024 * 1024;
+/// How much of one is read at a time, in bytes.
+const PART: usize = 64 * 1024;
 /// Most connections of the runtime at once.
 const MAX_CONNECTIONS: usize = 32;
 
@@ -116,6 +118,8 @@ pub(super) struct Told<'a> {
     pub(super) counts: &'a Counts,
     /// Its name in records.
     pub(super) sandbox: &'a str,
+    /// Programs that its policy names by their whole path.
+    pub(super) named: &'a [String],
 }
 
 /// The runtime's connections.
@@ -222,6 +226,7 @@ fn handle_one(connection: &UnixStream, members: &mut Members, told: &Told<'_>) -
             sandbox: told.sandbox.to_owned(),
             worker: told.worker,
             counts: told.counts.clone(),
+            named: told.named.to_vec(),
             observe: members.observe,
             ..Reply::done()
         },
@@ -239,29 +244,72 @@ fn reply(mut connection: &UnixStream, reply: &Reply) {
     let _sent = connection.write_all(&line);
 }
 
-/// One request with the descriptor that came along; `None` at the end.
+/// One request, up to its line feed, with the descriptor that came along; `None` at
+/// the end.
 fn receive(connection: &UnixStream) -> Result<Option<(Request, Option<OwnedFd>)>> {
-    let mut bytes = vec![0; MAX_REQUEST];
-    let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<()>(
-        connection.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )
-    .context("cannot receive")?;
-    let length = message.bytes;
+    let mut line = Vec::new();
     let mut descriptor = None;
-    for control in message.cmsgs().context("cannot read descriptors")? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            descriptor = raw.into_iter().map(crate::sys::own).next_back();
+    // What comes with a descriptor is given out by itself, a part at a time (unix(7)).
+    while line.last() != Some(&b'\n') {
+        let mut bytes = vec![0; PART];
+        let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(connection.as_raw_fd(), &mut parts, Some(&mut space), flags)
+            .context("cannot receive")?;
+        let length = message.bytes;
+        for control in message.cmsgs().context("cannot read descriptors")? {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                descriptor = raw.into_iter().map(crate::sys::own).next_back().or(descriptor);
+            }
+        }
+        if length == 0 {
+            return Ok(None);
+        }
+        line.extend(bytes.get(..length).unwrap_or_default());
+        if line.len() > MAX_REQUEST {
+            bail!("a request is too long");
         }
     }
-    if length == 0 {
-        return Ok(None);
-    }
-    let request = serde_json::from_slice(bytes.get(..length).unwrap_or_default())
-        .context("no known request")?;
+    let request = serde_json::from_slice(&line).context("no known request")?;
     Ok(Some((request, descriptor)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::io::IoSlice;
+
+    use nemoclaw_spec::control::{FileId, MAX_PROGRAMS};
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
+    use super::*;
+
+    #[test]
+    fn the_longest_request_arrives_with_its_descriptor() {
+        let identity = FileId { device: 1, inode: 2, size: 3, changed: 4, nanoseconds: 5 };
+        let path = |number: usize| format!("/opt/{}/{number}", "x".repeat(200));
+        let programs: HashMap<String, FileId> =
+            (0..2 * MAX_PROGRAMS).map(|number| (path(number), identity)).collect();
+        let request = Request::Join(Member { id: "a".to_owned(), pid: 7, programs });
+        let mut line = serde_json::to_vec(&request).unwrap();
+        line.push(b'\n');
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let heard = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let raw = [null.as_raw_fd()];
+                let rights = [ControlMessage::ScmRights(&raw)];
+                let parts = [IoSlice::new(&line)];
+                sendmsg::<()>(theirs.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None)
+            });
+            receive(&ours).unwrap()
+        });
+        match heard {
+            Some((Request::Join(member), Some(_))) => {
+                assert_eq!(member.programs.len(), 2 * MAX_PROGRAMS);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! Every holder counts, and a socket nobody seems to hold (its descriptor may
 //! be parked in a unix socket) has no caller: it is refused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -40,15 +40,17 @@ const MAX_ANCESTORS: usize = 64;
 /// Asks the kernel about sockets of the namespace it was made in.
 pub(super) struct Identifier {
     socket: Socket,
+    /// Paths that mean a program only where its file was known at the start.
+    watched: HashSet<String>,
     sequence: u32,
 }
 
 impl Identifier {
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(watched: HashSet<String>) -> Result<Self> {
         let socket = Socket::new(NETLINK_SOCK_DIAG)
             .and_then(|socket| socket.connect(&NetlinkAddr::new(0, 0)).map(|()| socket))
             .context("cannot ask the kernel about sockets (sock_diag); is CONFIG_INET_DIAG on?")?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, watched, sequence: 0 })
     }
 
     /// The caller behind a captured connection; without holders when unknown.
@@ -62,7 +64,7 @@ impl Identifier {
             Ok(Some(inode)) => {
                 // Descriptors on their way between processes arrive in a moment.
                 for _try in 0..TRIES {
-                    if let Some(holders) = holders(inode, members) {
+                    if let Some(holders) = holders(inode, members, &self.watched) {
                         return Caller { holders };
                     }
                     std::thread::sleep(PAUSE);
@@ -136,7 +138,7 @@ struct Held<'a> {
 }
 
 /// The holders; `None` when there may be others that cannot be seen.
-fn holders(inode: u32, members: &Members) -> Option<Vec<Process>> {
+fn holders(inode: u32, members: &Members, watched: &HashSet<String>) -> Option<Vec<Process>> {
     let wanted = format!("socket:[{inode}]");
     let mut processes = HashMap::new();
     for joined in members.iter() {
@@ -154,7 +156,7 @@ fn holders(inode: u32, members: &Members) -> Option<Vec<Process>> {
     let mut found = Vec::new();
     for process in pids.iter().filter_map(|pid| processes.get(pid)) {
         match holds(process, &wanted) {
-            Some(true) => found.push(describe(process, &processes, &inits)),
+            Some(true) => found.push(describe(process, &processes, &inits, watched)),
             Some(false) => {}
             // A process we cannot see into may hold it as well.
             None => return None,
@@ -270,21 +272,26 @@ fn carries_descriptors(process: &Held<'_>, task: &str, descriptor: &str) -> bool
         .is_some_and(|count| count.trim() != "0")
 }
 
-fn describe(process: &Held<'_>, processes: &HashMap<i32, Held<'_>>, inits: &[i32]) -> Process {
+fn describe(
+    process: &Held<'_>,
+    processes: &HashMap<i32, Held<'_>>,
+    inits: &[i32],
+    watched: &HashSet<String>,
+) -> Process {
     let mut ancestors = Vec::new();
     let mut current = process;
     while ancestors.len() < MAX_ANCESTORS && !inits.contains(&current.pid) {
         let Some(parent) = processes.get(&current.parent) else { break };
-        ancestors.push(executable(parent));
+        ancestors.push(executable(parent, watched));
         current = parent;
     }
-    Process { binary: executable(process), ancestors }
+    Process { binary: executable(process, watched), ancestors }
 }
 
 /// The target of `/proc/PID/exe`. A file without a name any more (deleted,
 /// memfd), and one that is not what policy's path meant at the start, is marked so
 /// that no path of a policy can mean it.
-fn executable(process: &Held<'_>) -> String {
+fn executable(process: &Held<'_>, watched: &HashSet<String>) -> String {
     let Ok(target) = readlinkat(&process.directory, "exe", Vec::new()) else {
         return "(unknown)".to_owned();
     };
@@ -294,10 +301,13 @@ fn executable(process: &Held<'_>) -> String {
     }
     // Following the link reaches the very inode that runs.
     let stat = statat(&process.directory, "exe", AtFlags::empty()).ok();
-    let known = process.programs.get(&path);
+    let changed = match process.programs.get(&path) {
+        Some(known) => stat.as_ref().map(file_id) != Some(*known),
+        None => watched.contains(&path),
+    };
     if stat.as_ref().is_none_or(|stat| stat.st_nlink == 0) {
         path.insert_str(0, "(deleted) ");
-    } else if known.is_some_and(|known| stat.as_ref().map(file_id) != Some(*known)) {
+    } else if changed {
         path.insert_str(0, CHANGED);
     }
     path

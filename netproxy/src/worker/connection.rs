@@ -237,6 +237,7 @@ impl<'a> Attempt<'a> {
         let started = Instant::now();
         let Context { idle, pipes, .. } = self.context;
         let destination = &self.intent.destination;
+        let destination = self.context.engine.map(|_enforces| destination);
         let relayed = relay::run((client, early), upstream, destination, *idle, pipes).await;
         match relayed.end {
             End::Closed | End::Broken => {}

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use nemoclaw_spec::decide::Destination;
 use nemoclaw_spec::tls::{self, Hello};
-use rustix::net::Shutdown;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -121,13 +122,25 @@ struct Relay<'a> {
     disagrees: Cell<bool>,
 }
 
+/// splice(2) stops at urgent data (tcp(7)), as if there were nothing more or the
+/// stream had ended: `None` where something is left all the same, 0 at the end.
+fn nothing_left(source: &TcpStream) -> io::Result<Option<usize>> {
+    let mut one = [0];
+    match rustix::net::recv(source, &mut one, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((0, _)) => Ok(Some(0)),
+        Ok(_) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Relays until both directions have ended, or nothing has moved for `idle`.
-/// `early` is what the client has sent already. An upstream stream only exists where
+/// `early` is what the client has sent already; without a `destination` the server
+/// name is only recorded. An upstream stream only exists where
 /// a permit was dialled.
 pub(super) async fn run(
     (client, early): (TcpStream, &[u8]),
     upstream: TcpStream,
-    destination: &Destination,
+    destination: Option<&Destination>,
     idle: Duration,
     pipes: &Pipes,
 ) -> Relayed {
@@ -158,7 +171,7 @@ pub(super) async fn run(
 }
 
 impl Relay<'_> {
-    async fn both(&self, early: &[u8], destination: &Destination, idle: Duration) -> End {
+    async fn both(&self, early: &[u8], destination: Option<&Destination>, idle: Duration) -> End {
         let outward = async {
             if self.start(early, destination).await? {
                 self.pump(self.client, self.upstream, &self.sent).await?;
@@ -193,7 +206,7 @@ impl Relay<'_> {
 
     /// Passes on the client's first bytes once they are known to ask for nobody
     /// else. False: the client has ended already.
-    async fn start(&self, early: &[u8], destination: &Destination) -> io::Result<bool> {
+    async fn start(&self, early: &[u8], destination: Option<&Destination>) -> io::Result<bool> {
         let mut bytes = early.to_vec();
         if bytes.is_empty() {
             // Servers may speak first: that may take as long as they let it.
@@ -204,13 +217,14 @@ impl Relay<'_> {
                 match tls::hello(&bytes) {
                     Hello::Incomplete => {}
                     Hello::Other => return Ok(true),
+                    Hello::Malformed if destination.is_none() => return Ok(true),
                     Hello::Malformed => break,
                     Hello::Client(name) => {
-                        if !tls::agrees(name.as_deref(), destination) {
-                            *self.server_name.borrow_mut() = name;
+                        let agrees = destination.is_none_or(|to| tls::agrees(name.as_deref(), to));
+                        *self.server_name.borrow_mut() = name;
+                        if !agrees {
                             break;
                         }
-                        *self.server_name.borrow_mut() = name;
                         return Ok(true);
                     }
                 }
@@ -282,11 +296,16 @@ impl Relay<'_> {
         loop {
             let Some(pipe) = &lent.pipe else { return Ok(true) };
             let filled = source.try_io(Interest::READABLE, || {
-                Ok(splice(source.as_fd(), None, pipe.writer.as_fd(), None, CHUNK, flags)?)
+                let into = pipe.writer.as_fd();
+                match splice(source.as_fd(), None, into, None, CHUNK, flags) {
+                    Ok(0) | Err(Errno::AGAIN) => nothing_left(source),
+                    result => Ok(Some(result?)),
+                }
             });
             let mut left = match filled {
-                Ok(0) => return Ok(false),
-                Ok(length) => length,
+                Ok(Some(0)) => return Ok(false),
+                Ok(Some(length)) => length,
+                Ok(None) => return self.copy(source, sink, count).await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             };

@@ -1,6 +1,6 @@
 //! create, start and run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -335,7 +335,10 @@ impl Sandbox<'_> {
         let pid = check.pid;
         let Some(starting) = starting else {
             check.run()?;
-            return proxy::join(directory, &self.member(pid)).context("cannot join the sandbox");
+            // The sandbox's policy decides for this container too.
+            let named = proxy::named(directory).context("cannot ask the sandbox")?;
+            let member = self.member(pid, &named.iter().map(String::as_str).collect())?;
+            return proxy::join(directory, &member).context("cannot join the sandbox");
         };
         let netns = File::open(format!("/proc/{pid}/ns/net"))
             .context("cannot open the container's network namespace")?;
@@ -348,14 +351,15 @@ impl Sandbox<'_> {
                 ingress: self.selected.policy.options.ingress.clone(),
             }
         };
+        // SECURITY: before the proxy listens there: neighbours must not reach it.
+        net::lock(&netns, &kind)?;
+        steps::reached("create:locked");
         proxy::make_directory(directory)?;
         steps::reached("create:sandbox-directory");
-        net::prepare(&netns, &kind)?;
         let meanwhile = || {
-            let rules = net::lock(&netns, &kind)?;
-            steps::reached("create:locked");
-            store::write_file(&directory.join("rules"), &rules)?;
-            check.run().map(|()| self.member(pid))
+            store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
+            check.run()?;
+            self.member(pid, &literals(&self.selected.policy).collect())
         };
         starting
             .serve(&self.configuration(inode, observe), &netns, meanwhile)
@@ -377,18 +381,25 @@ impl Sandbox<'_> {
             .context("cannot give the terminal to the container's user")
     }
 
-    /// What the proxy has to know about the container.
-    fn member(&self, pid: i32) -> Member {
+    /// What the proxy has to know about the container: these programs as they are now.
+    fn member(&self, pid: i32, named: &BTreeSet<&str>) -> Result<Member> {
+        if named.len() > MAX_PROGRAMS {
+            bail!(CodedError {
+                code: 3,
+                message: format!(
+                    "refused: policy: it names {} programs by their whole path, and at most {MAX_PROGRAMS} can be watched; use patterns",
+                    named.len()
+                ),
+            });
+        }
         let contents = Contents::new(&self.image, &self.spec, &self.host);
-        let programs = literals(&self.selected.policy)
-            .filter_map(|path| {
-                let real = self.image.look(path).map_or_else(|| path.to_owned(), |fact| fact.real);
-                let identity = contents.identity(&real)?;
-                Some((real, identity))
-            })
-            .take(MAX_PROGRAMS)
+        let real = |path: &str| self.image.look(path).map(|fact| fact.real);
+        let paths = named.iter().filter_map(|path| real(path));
+        let programs = paths
+            .chain(named.iter().map(ToString::to_string))
+            .filter_map(|path| contents.identity(&path).map(|identity| (path, identity)))
             .collect();
-        Member { id: self.entry.id.clone(), pid, programs }
+        Ok(Member { id: self.entry.id.clone(), pid, programs })
     }
 
     fn configuration(&self, inode: u64, observe: bool) -> SandboxConfig {

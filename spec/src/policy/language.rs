@@ -223,7 +223,7 @@ static RULE: Section = Section {
     fields: &[
         key("name", Text, "the rule's key", "A name for people. Decisions and records use the key.", "name: web access", "[a]").hot(),
         key("endpoints", List(&Kind::Section(&ENDPOINT)), "[]", "Where the rule may reach.", "endpoints: [{host: api.example.com, port: 443}]", "api.example.com").hot(),
-        key("binaries", Or("any", &List(&Kind::Section(&BINARY))), "OpenShell's files: no program; ours: any program", "The executables the rule is for, or `any`. A connection matches where every holder of its socket, or an ancestor of that process, is listed. A program named by its whole path has to be the file that was there when the container started: one that is written to or replaced is refused (`binary_changed`) until the container starts again.", "binaries: [{path: /usr/bin/curl}]", "curl").hot(),
+        key("binaries", Or("any", &List(&Kind::Section(&BINARY))), "OpenShell's files: no program; ours: any program", "The executables the rule is for, or `any`. A connection matches where every holder of its socket, or an ancestor of that process, is listed. A program named by its whole path has to be the file that was there when the container started: one that is written to, replaced or new is refused (`binary_changed`) until the container starts again (in OpenShell's files, a new one is taken as it is first seen). Patterns are compared by path alone: write none for places that the sandbox can write.", "binaries: [{path: /usr/bin/curl}]", "curl").hot(),
     ],
 };
 
