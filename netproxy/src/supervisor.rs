@@ -61,8 +61,8 @@ pub(crate) fn run() -> Result<()> {
     let listener = UnixListener::bind(&socket)
         .with_context(|| format!("cannot listen at {}", socket.display()))
         .inspect_err(|error| control.refuse(&format!("{error:#}")))?;
-    let named = named(engine.as_ref());
-    let identifier = Identifier::new(watched(engine.as_ref(), &named, &config))
+    let named = named(engine.as_ref(), &config);
+    let identifier = Identifier::new(watched(engine.as_ref(), &named))
         .inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     confine::supervisor().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     let pause = Duration::ZERO;
@@ -118,25 +118,27 @@ fn prepare_engine(config: &SandboxConfig) -> Result<Option<Engine>> {
     Ok(Some(Engine::new(policy, config.aliases.clone())))
 }
 
-/// Programs that policy names by their whole path.
-fn named(engine: Option<&Engine>) -> Vec<String> {
+/// Programs that policy names by their whole path, and where that led in the first
+/// container's image.
+fn named(engine: Option<&Engine>, config: &SandboxConfig) -> Vec<String> {
     let rules = engine.iter().flat_map(|engine| &engine.policy().rules);
     let patterns = rules.filter_map(|rule| match &rule.binaries {
         Binaries::Listed(patterns) => Some(patterns),
         Binaries::Any => None,
     });
     let literal = patterns.flatten().filter(|pattern| pattern.is_literal());
-    let paths: BTreeSet<String> = literal.map(|pattern| pattern.as_str().to_owned()).collect();
+    let mut paths: BTreeSet<String> = literal.map(|pattern| pattern.as_str().to_owned()).collect();
+    paths.extend(config.aliases.values().cloned());
     paths.into_iter().collect()
 }
 
 /// Those that are no such program where no file was known at the start. A file in
 /// OpenShell's own language trusts on first use, as OpenShell does.
-fn watched(engine: Option<&Engine>, named: &[String], config: &SandboxConfig) -> HashSet<String> {
+fn watched(engine: Option<&Engine>, named: &[String]) -> HashSet<String> {
     if !engine.is_some_and(|engine| engine.policy().ours) {
         return HashSet::new();
     }
-    named.iter().chain(config.aliases.values()).cloned().collect()
+    named.iter().cloned().collect()
 }
 
 /// A running worker, seen from here.

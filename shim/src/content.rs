@@ -6,10 +6,9 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use nemoclaw_spec::control::FileId;
 use nemoclaw_spec::plan::{ContentView, HostFacts, MISSING};
 use oci_spec::runtime::Spec;
-use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
@@ -83,21 +82,6 @@ impl Contents<'_> {
         open_regular(&found)
             .map_err(|error| format!("cannot be read: {error}"))?
             .ok_or_else(|| "is no regular file".to_owned())
-    }
-}
-
-impl Contents<'_> {
-    /// Which file a program's path means, and in which state; `None` where there is
-    /// none that can be told beforehand.
-    pub(crate) fn identity(&self, path: &str) -> Option<FileId> {
-        let stat = fstat(&self.open(path).ok()?).ok()?;
-        Some(FileId {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size: stat.st_size,
-            changed: stat.st_ctime,
-            nanoseconds: i64::try_from(stat.st_ctime_nsec).unwrap_or(-1),
-        })
     }
 }
 

@@ -2,15 +2,16 @@
 //! has made them and before anything of the user's runs.
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use nemoclaw_spec::control::FileId;
 use nemoclaw_spec::plan::{HostFacts, OwnMount};
 use oci_spec::runtime::Spec;
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
-    fstat, openat2,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxAttributes,
+    StatxFlags, fstat, openat2,
 };
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -91,6 +92,29 @@ pub(crate) fn root_of(pid: i32) -> Result<OwnedFd> {
     let path = format!("/proc/{pid}/root");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, path, flags, Mode::empty()).context("cannot open the container's root")
+}
+
+/// The program that a path of the container means, by the path that /proc/PID/exe
+/// will show, and which file it is now; `None` where there is none.
+pub(crate) fn program(root: &OwnedFd, path: &str) -> Option<(String, FileId)> {
+    let relative = path.trim_start_matches('/');
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let found = openat2(root, relative, flags, Mode::empty(), resolve).ok()?;
+    let stat = fstat(&found).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return None;
+    }
+    // The link of a file in another namespace begins at that one's root (d_path).
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
+    let identity = FileId {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size: stat.st_size,
+        changed: stat.st_ctime,
+        nanoseconds: i64::try_from(stat.st_ctime_nsec).unwrap_or(-1),
+    };
+    Some((real.to_str()?.to_owned(), identity))
 }
 
 /// Whether a file is the root of a mount (statx(2), since Linux 5.8).

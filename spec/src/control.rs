@@ -83,7 +83,7 @@ pub struct Member {
     pub programs: HashMap<String, FileId>,
 }
 
-/// Most programs named in a [`Member`]; each may stand there by two paths.
+/// Most programs that a policy may name by their whole path.
 pub const MAX_PROGRAMS: usize = 1024;
 
 /// Which file it is, and in which state: whatever writes to a file, replaces it or

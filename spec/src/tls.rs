@@ -86,7 +86,12 @@ fn disguised(bytes: &[u8]) -> Hello {
     if kind == Some(ALERT) {
         return if length == 2 { Hello::Malformed } else { Hello::Other };
     }
-    match (reader.byte(), reader.byte(), reader.number()) {
+    let first = reader.byte();
+    // A message that goes on in the next record.
+    if first == Some(CLIENT_HELLO) && (1..4).contains(&length) {
+        return Hello::Malformed;
+    }
+    match (first, reader.byte(), reader.number()) {
         (Some(CLIENT_HELLO), Some(0), Some(inner)) if inner >= SHORTEST => Hello::Malformed,
         (Some(CLIENT_HELLO) | None, Some(0) | None, None) => Hello::Incomplete,
         _ => Hello::Other,
@@ -275,6 +280,13 @@ mod tests {
         for disguised in versions.iter().map(Vec::as_slice).chain(alerts.iter().map(|a| &a[..])) {
             assert_eq!(hello(disguised), Hello::Malformed, "{disguised:02x?}");
             assert_eq!(hello(&disguised[..4]), Hello::Incomplete);
+        }
+        for cut in 1..60 {
+            let whole = message(&named("b.example"));
+            let (first, second) = whole.split_at(cut);
+            let mut pieces = [record(first), record(second)].concat();
+            pieces[1] = 2;
+            assert_eq!(hello(&pieces), Hello::Malformed, "cut at {cut}");
         }
         // MongoDB and MySQL begin with a length, least byte first.
         let mongo = [22, 1, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 221, 7, 0, 0];

@@ -281,6 +281,8 @@ impl Relay<'_> {
             if !moved {
                 return Ok(());
             }
+            // Others have their turn before this one goes on.
+            tokio::task::coop::consume_budget().await;
         }
     }
 
@@ -327,7 +329,6 @@ impl Relay<'_> {
                 }
             }
             lent.filled = false;
-            // Others have their turn before this one goes on.
             tokio::task::coop::consume_budget().await;
         }
     }

@@ -337,7 +337,7 @@ impl Sandbox<'_> {
             check.run()?;
             // The sandbox's policy decides for this container too.
             let named = proxy::named(directory).context("cannot ask the sandbox")?;
-            let member = self.member(pid, &named.iter().map(String::as_str).collect())?;
+            let member = self.member(pid, named.iter().map(String::as_str))?;
             return proxy::join(directory, &member).context("cannot join the sandbox");
         };
         let netns = File::open(format!("/proc/{pid}/ns/net"))
@@ -359,7 +359,17 @@ impl Sandbox<'_> {
         let meanwhile = || {
             store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
             check.run()?;
-            self.member(pid, &literals(&self.selected.policy).collect())
+            let named: BTreeSet<&str> = literals(&self.selected.policy).collect();
+            if named.len() > MAX_PROGRAMS {
+                bail!(CodedError {
+                    code: 3,
+                    message: format!(
+                        "refused: policy: it names {} programs by their whole path, and at most {MAX_PROGRAMS} can be watched; use patterns",
+                        named.len()
+                    ),
+                });
+            }
+            self.member(pid, named)
         };
         starting
             .serve(&self.configuration(inode, observe), &netns, meanwhile)
@@ -382,24 +392,10 @@ impl Sandbox<'_> {
     }
 
     /// What the proxy has to know about the container: these programs as they are now.
-    fn member(&self, pid: i32, named: &BTreeSet<&str>) -> Result<Member> {
-        if named.len() > MAX_PROGRAMS {
-            bail!(CodedError {
-                code: 3,
-                message: format!(
-                    "refused: policy: it names {} programs by their whole path, and at most {MAX_PROGRAMS} can be watched; use patterns",
-                    named.len()
-                ),
-            });
-        }
-        let contents = Contents::new(&self.image, &self.spec, &self.host);
-        let real = |path: &str| self.image.look(path).map(|fact| fact.real);
-        let paths = named.iter().filter_map(|path| real(path));
-        let programs = paths
-            .chain(named.iter().map(ToString::to_string))
-            .filter_map(|path| contents.identity(&path).map(|identity| (path, identity)))
-            .collect();
-        Ok(Member { id: self.entry.id.clone(), pid, programs })
+    fn member<'a>(&self, pid: i32, named: impl IntoIterator<Item = &'a str>) -> Result<Member> {
+        let root = mounts::root_of(pid)?;
+        let found = named.into_iter().filter_map(|path| mounts::program(&root, path));
+        Ok(Member { id: self.entry.id.clone(), pid, programs: found.collect() })
     }
 
     fn configuration(&self, inode: u64, observe: bool) -> SandboxConfig {
