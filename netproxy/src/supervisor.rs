@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nemoclaw_spec::control::{Names, SandboxConfig, VERSION};
 use nemoclaw_spec::decide::Engine;
-use nemoclaw_spec::policy::{Binaries, Policy};
+use nemoclaw_spec::policy::Policy;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
 };
@@ -121,13 +121,8 @@ fn prepare_engine(config: &SandboxConfig) -> Result<Option<Engine>> {
 /// Programs that policy names by their whole path, and where that led in the first
 /// container's image.
 fn named(engine: Option<&Engine>, config: &SandboxConfig) -> Vec<String> {
-    let rules = engine.iter().flat_map(|engine| &engine.policy().rules);
-    let patterns = rules.filter_map(|rule| match &rule.binaries {
-        Binaries::Listed(patterns) => Some(patterns),
-        Binaries::Any => None,
-    });
-    let literal = patterns.flatten().filter(|pattern| pattern.is_literal());
-    let mut paths: BTreeSet<String> = literal.map(|pattern| pattern.as_str().to_owned()).collect();
+    let programs = engine.iter().flat_map(|engine| engine.policy().programs());
+    let mut paths: BTreeSet<String> = programs.map(str::to_owned).collect();
     paths.extend(config.aliases.values().cloned());
     paths.into_iter().collect()
 }

@@ -13,6 +13,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxAttributes,
     StatxFlags, fstat, openat2,
 };
+use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -96,17 +97,27 @@ pub(crate) fn root_of(pid: i32) -> Result<OwnedFd> {
 
 /// The program that a path of the container means, by the path that /proc/PID/exe
 /// will show, and which file it is now; `None` where there is none.
-pub(crate) fn program(root: &OwnedFd, path: &str) -> Option<(String, FileId)> {
+///
+/// # Errors
+/// When that cannot be told; the container must not start.
+pub(crate) fn program(root: &OwnedFd, path: &str) -> Result<Option<(String, FileId)>> {
     let relative = path.trim_start_matches('/');
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = openat2(root, relative, flags, Mode::empty(), resolve).ok()?;
-    let stat = fstat(&found).ok()?;
+    let found = match openat2(root, relative, flags, Mode::empty(), resolve) {
+        // The last two: OpenShell takes any text for a path.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG | Errno::INVAL) => {
+            return Ok(None);
+        }
+        found => found.with_context(|| format!("cannot examine `{}`", path.escape_debug()))?,
+    };
+    let stat = fstat(&found).context("cannot examine a program")?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return None;
+        return Ok(None);
     }
     // The link of a file in another namespace begins at that one's root (d_path).
-    let real = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
+        .context("cannot tell a program's path")?;
     let identity = FileId {
         device: stat.st_dev,
         inode: stat.st_ino,
@@ -114,7 +125,8 @@ pub(crate) fn program(root: &OwnedFd, path: &str) -> Option<(String, FileId)> {
         changed: stat.st_ctime,
         nanoseconds: i64::try_from(stat.st_ctime_nsec).unwrap_or(-1),
     };
-    Some((real.to_str()?.to_owned(), identity))
+    // Policy is UTF-8: it names no other path.
+    Ok(real.to_str().map(|real| (real.to_owned(), identity)))
 }
 
 /// Whether a file is the root of a mount (statx(2), since Linux 5.8).
@@ -157,7 +169,7 @@ pub(crate) fn restrict_root(pid: i32, read_only: &[String]) -> Result<()> {
             return Ok(());
         }
         let cgroups = match find(root, Path::new("/sys/fs/cgroup")) {
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             found => found.context("mounts: cannot find /sys/fs/cgroup")?,
         };
         // Where it is not mounted, what is there is read-only with /sys.

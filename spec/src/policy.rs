@@ -18,7 +18,7 @@ pub mod reference;
 mod shape;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -398,6 +398,16 @@ pub struct Middleware {
 }
 
 impl Policy {
+    /// Programs that rules name by their whole path.
+    pub fn programs(&self) -> BTreeSet<&str> {
+        let patterns = self.rules.iter().filter_map(|rule| match &rule.binaries {
+            Binaries::Listed(patterns) => Some(patterns),
+            Binaries::Any => None,
+        });
+        let literal = patterns.flatten().filter(|pattern| pattern.is_literal());
+        literal.map(BinaryPattern::as_str).collect()
+    }
+
     /// Reads and checks a policy that extends nothing but built-in files.
     /// `name` is what messages call the file.
     ///

@@ -157,11 +157,11 @@ print(subprocess.run(['curl', '-s', '-m', '5', '-o', '/dev/null', '-w', '%{http_
 
 fn replaced() -> Outcome {
     let work = tempfile::tempdir()?;
-    let mount = format!("{}:/work", work.path().display());
+    let mount = format!("{}:/project", work.path().display());
     let copy = [
         "sh",
         "-c",
-        "cp /usr/bin/curl /work/agent && chmod 755 /work /work/agent && ln -s /usr/bin/curl /work/link",
+        "cp /usr/bin/curl /project/agent && chmod 755 /project /project/agent && ln -s /usr/bin/curl /project/link",
     ];
     run("runc", &["-v", &mount], IMAGE, &copy).ok()?;
     std::os::unix::fs::chown(work.path(), Some(10_001), Some(10_001))?;
@@ -177,24 +177,24 @@ fn replaced() -> Outcome {
     for change in
         ["cp agent new && mv new agent", "cp agent old && cat /usr/bin/curl >agent", "touch agent"]
     {
-        let container = Container::start(RUNTIME, IMAGE, &["-v", &mount, "-w", "/work"])?;
-        contains("as it was", &fetch(&container, "/work/agent"), " 200")?;
+        let container = Container::start(RUNTIME, IMAGE, &["-v", &mount, "-w", "/project"])?;
+        contains("as it was", &fetch(&container, "/project/agent"), " 200")?;
         container.sh(change).ok()?;
-        let refused = fetch(&container, "/work/agent");
+        let refused = fetch(&container, "/project/agent");
         contains(change, &refused, " 403")?;
         contains(change, &refused, "\"reason\":\"binary_changed\"")?;
         contains("another program", &fetch(&container, "curl"), " 200")?;
         let record = container.audit().into_iter().find(|record| record["decision"] == "deny");
         let binary = record.map(|record| record["binary"].clone());
-        equal("recorded", &binary, &Some("(changed) /work/agent".into()))?;
+        equal("recorded", &binary, &Some("(changed) /project/agent".into()))?;
         docker(&["restart", "-t", "0", &container.name]).ok()?;
-        contains("trusted anew", &fetch(&container, "/work/agent"), " 200")?;
+        contains("trusted anew", &fetch(&container, "/project/agent"), " 200")?;
     }
     // A program that was not there, and one in the place of a link.
-    let container = Container::start(RUNTIME, IMAGE, &["-v", &mount, "-w", "/work"])?;
-    contains("through the link", &fetch(&container, "/work/link"), " 200")?;
+    let container = Container::start(RUNTIME, IMAGE, &["-v", &mount, "-w", "/project"])?;
+    contains("through the link", &fetch(&container, "/project/link"), " 200")?;
     container.sh("cp /usr/bin/curl late && rm link && cp /usr/bin/curl link").ok()?;
-    for program in ["/work/late", "/work/link"] {
+    for program in ["/project/late", "/project/link"] {
         contains(program, &fetch(&container, program), "\"reason\":\"binary_changed\"")?;
     }
     Ok(())

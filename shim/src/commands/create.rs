@@ -1,6 +1,6 @@
 //! create, start and run.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nemoclaw_spec::control::{MAX_PROGRAMS, Member, Names, SandboxConfig};
 use nemoclaw_spec::plan::{HostFacts, Ids, ImageView as _, Plan, harden, has_user_namespace};
-use nemoclaw_spec::policy::{Binaries, Policy};
+use nemoclaw_spec::policy::Policy;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -79,6 +79,15 @@ struct Planned {
 impl Planned {
     fn new(invocation: &Invocation, args: &Create, spec: &Spec) -> Result<Self> {
         let selected = policy::select(invocation.policy.as_deref())?;
+        let named = selected.policy.programs().len();
+        if named > MAX_PROGRAMS {
+            bail!(CodedError {
+                code: 3,
+                message: format!(
+                    "refused: policy: it names {named} programs by their whole path, and at most {MAX_PROGRAMS} can be watched; use patterns"
+                ),
+            });
+        }
         steps::reached("create:policy");
         let image = Image::open(&bundle::rootfs(&args.bundle, spec)?)?.seen_with(Ids::of(spec));
         let host = facts::gather(spec, &selected.policy, &image, &args.id);
@@ -359,17 +368,7 @@ impl Sandbox<'_> {
         let meanwhile = || {
             store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
             check.run()?;
-            let named: BTreeSet<&str> = literals(&self.selected.policy).collect();
-            if named.len() > MAX_PROGRAMS {
-                bail!(CodedError {
-                    code: 3,
-                    message: format!(
-                        "refused: policy: it names {} programs by their whole path, and at most {MAX_PROGRAMS} can be watched; use patterns",
-                        named.len()
-                    ),
-                });
-            }
-            self.member(pid, named)
+            self.member(pid, self.selected.policy.programs())
         };
         starting
             .serve(&self.configuration(inode, observe), &netns, meanwhile)
@@ -394,8 +393,9 @@ impl Sandbox<'_> {
     /// What the proxy has to know about the container: these programs as they are now.
     fn member<'a>(&self, pid: i32, named: impl IntoIterator<Item = &'a str>) -> Result<Member> {
         let root = mounts::root_of(pid)?;
-        let found = named.into_iter().filter_map(|path| mounts::program(&root, path));
-        Ok(Member { id: self.entry.id.clone(), pid, programs: found.collect() })
+        let found = named.into_iter().map(|path| mounts::program(&root, path));
+        let found = found.filter_map(Result::transpose).collect::<Result<_>>()?;
+        Ok(Member { id: self.entry.id.clone(), pid, programs: found })
     }
 
     fn configuration(&self, inode: u64, observe: bool) -> SandboxConfig {
@@ -466,7 +466,7 @@ impl Check<'_> {
 /// Paths of policy that are symbolic links in the image, and their targets.
 fn aliases(policy: &Policy, image: &Image) -> HashMap<String, String> {
     let mut aliases = HashMap::new();
-    for path in literals(policy) {
+    for path in policy.programs() {
         let real = image.look(path).map(|fact| fact.real);
         // What the sandbox can write must not come to mean what policy names.
         let writable = ["/tmp/", "/var/tmp/", "/sandbox/", "/home/", "/dev/", "/run/", "/proc/"];
@@ -480,18 +480,6 @@ fn aliases(policy: &Policy, image: &Image) -> HashMap<String, String> {
         }
     }
     aliases
-}
-
-/// Programs that a policy names by their whole path.
-fn literals(policy: &Policy) -> impl Iterator<Item = &str> {
-    let patterns = policy.rules.iter().filter_map(|rule| match &rule.binaries {
-        Binaries::Listed(patterns) => Some(patterns),
-        Binaries::Any => None,
-    });
-    patterns
-        .flatten()
-        .filter(|pattern| pattern.is_literal())
-        .map(nemoclaw_spec::name::BinaryPattern::as_str)
 }
 
 /// What init told; it has written before libcontainer's builder returns, and is
