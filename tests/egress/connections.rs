@@ -30,7 +30,9 @@ def connection(port=443):
     if "tunnel" not in sys.argv: return socket.create_connection(("allowed.test", port), 5)
     s = socket.create_connection(("proxy.local", 3128), 5)
     s.sendall(b"CONNECT allowed.test:%d HTTP/1.1\r\nHost: allowed.test\r\n\r\n" % port)
-    assert s.recv(999).startswith(b"HTTP/1.1 200")
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"): answer += s.recv(1)
+    assert answer.startswith(b"HTTP/1.1 200")
     return s
 def handshake(name, piece=None):
     out, into = ssl.MemoryBIO(), ssl.MemoryBIO()
