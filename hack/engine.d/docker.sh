@@ -25,6 +25,7 @@ docker_config() {
   "runtimes": {
     "nemoclaw": {"path": "$NEMOCLAW_DIST/nemoclaw"},
     "nemoclaw-weak": {"path": "$NEMOCLAW_WORK/weak/nemoclaw"},
+    "nemoclaw-unnoted": {"path": "$NEMOCLAW_REPO/hack/unnoted", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
     "nemoclaw-observe": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "observe"]},
     "nemoclaw-test": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
 $(for_policies docker_runtime)

@@ -9,7 +9,10 @@
 
 mod link;
 mod supervisor;
-#[expect(unsafe_code, reason = "fork and the parent-death signal; the only unsafe code here")]
+#[expect(
+    unsafe_code,
+    reason = "fork, bpf(2) and descriptors from the kernel; the only unsafe code here"
+)]
 mod sys;
 mod worker;
 
@@ -20,6 +23,15 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("--version") {
         let _shown = writeln!(std::io::stdout(), "nemoclaw-netproxy {}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
+    }
+    if std::env::args().nth(1).as_deref() == Some("examine") {
+        return match supervisor::examine() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _shown = writeln!(std::io::stderr(), "{error:#}");
+                ExitCode::FAILURE
+            }
+        };
     }
     if std::env::args().nth(1).as_deref() != Some("supervise") {
         let _shown = writeln!(

@@ -4,6 +4,7 @@
 
 mod audit;
 mod confine;
+mod connects;
 mod control;
 mod identify;
 mod upstream;
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nemoclaw_spec::control::{Names, SandboxConfig, VERSION};
+use nemoclaw_spec::control::{Names, RUN, SandboxConfig, VERSION};
 use nemoclaw_spec::decide::Engine;
 use nemoclaw_spec::policy::Policy;
 use nix::sys::socket::{
@@ -31,6 +32,7 @@ use crate::link::{self, Ask, Request};
 use crate::sys::{self, Fork};
 use crate::worker::{self, Handles};
 use audit::AuditFile;
+use connects::Connects;
 use control::{Control, Members, Told};
 use identify::Identifier;
 
@@ -46,6 +48,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) fn run() -> Result<()> {
     sys::close_from(3).context("cannot close inherited descriptors")?;
     rustix::process::setsid().ok();
+    // While the runtime still plans. Without the kernel's notes, or with those of an
+    // unknown kernel, sockets are looked for among the processes.
+    let connects = Connects::load(Path::new(RUN));
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("no control socket")?;
     let first = UnixStream::from(stdin);
     let config = read_configuration(&first)?;
@@ -70,11 +75,23 @@ pub(crate) fn run() -> Result<()> {
         Supervisor { config, engine, handles, identifier, named, worker: None, pause };
     supervisor.start_worker().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     control.accept_with(listener);
-    let result = supervisor.serve(&mut control, &mut audit);
+    let result = supervisor.serve(&mut control, &mut audit, connects);
     supervisor.end_worker();
     // What `delete` cleans up after a supervisor that was killed.
     let _removed = std::fs::remove_dir_all(&supervisor.config.directory);
     result
+}
+
+/// Tries what a start needs to have the kernel note who connects.
+///
+/// # Errors
+/// Where it will not.
+pub(crate) fn examine() -> Result<()> {
+    let mounted = ["/sys/fs/cgroup/unified/cgroup.procs", "/sys/fs/cgroup/cgroup.procs"];
+    if !mounted.iter().any(|file| Path::new(file).exists()) {
+        bail!("cgroup v2 is not mounted");
+    }
+    Connects::load(Path::new(RUN)).map(|_loaded| ())
 }
 
 /// The first line on the control socket. Read byte by byte: what follows it
@@ -217,9 +234,13 @@ impl Supervisor {
 
     /// Waits for the worker, the runtime and the containers until no container
     /// is left.
-    fn serve(&mut self, control: &mut Control, audit: &mut AuditFile) -> Result<()> {
-        let mut members = Members::default();
-        members.observe = self.config.observe;
+    fn serve(
+        &mut self,
+        control: &mut Control,
+        audit: &mut AuditFile,
+        connects: Result<Connects>,
+    ) -> Result<()> {
+        let mut members = Members::new(self.config.observe, connects);
         loop {
             let Some(worker) = &self.worker else { bail!("there is no worker") };
             let mut watched = vec![&worker.pidfd, &worker.link, &worker.audit]

@@ -47,6 +47,7 @@ pub(crate) fn run(args: &Doctor) -> Result<ExitCode> {
         identified_mounts(),
         baseline(),
         proxy(),
+        connects(),
         path(),
     ];
     let mut out = std::io::stdout().lock();
@@ -210,6 +211,37 @@ fn proxy() -> Finding {
             format!("{error:#}"),
             "install nemoclaw-netproxy beside nemoclaw",
         ),
+    }
+}
+
+/// Whether the kernel notes who connects: the proxy tries what it does at a start.
+fn connects() -> Finding {
+    let asked = reexec::sibling("nemoclaw-netproxy").and_then(|program| {
+        std::process::Command::new(program)
+            .arg("examine")
+            .env_clear()
+            .output()
+            .context("the proxy cannot be asked")
+    });
+    match asked {
+        Ok(output) if output.status.success() => {
+            finding("callers", Verdict::Ok, "noted by the kernel when they connect".to_owned(), "")
+        }
+        asked => {
+            let why = asked.map_or_else(
+                |error| format!("{error:#}"),
+                |output| String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            );
+            finding(
+                "callers",
+                Verdict::Less,
+                format!(
+                    "looked for among the processes once they have connected ({})",
+                    why.escape_debug()
+                ),
+                "use a kernel with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, and cgroup v2 mounted, as root",
+            )
+        }
     }
 }
 

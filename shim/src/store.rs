@@ -16,7 +16,7 @@ use crate::{cgroups, facts};
 /// Version of [`Record`].
 pub(crate) const VERSION: u32 = 1;
 /// Everything volatile.
-pub(crate) const RUN: &str = "/run/nemoclaw";
+pub(crate) const RUN: &str = nemoclaw_spec::control::RUN;
 
 /// One container as we know it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -12,6 +12,9 @@ use serde_json::{Map, Value};
 /// Version of everything the runtime and the supervisor say to each other.
 pub const VERSION: u32 = 1;
 
+/// What lives until the host starts again; only root writes there.
+pub const RUN: &str = "/run/nemoclaw";
+
 /// Mark of the proxy's own packets: the only ones that leave. `"nemo"`.
 pub const PACKET_MARK: u32 = 0x6e65_6d6f;
 /// Connection mark of inbound flows that the input chain admitted.
@@ -156,6 +159,10 @@ pub struct Reply {
     /// Whether the sandbox only records, for [`Request::Status`].
     #[serde(default)]
     pub observe: bool,
+    /// Why the kernel does not note who connects, for [`Request::Status`]; empty where
+    /// it does.
+    #[serde(default)]
+    pub unnoted: String,
     /// What has happened so far, for [`Request::Status`].
     #[serde(default)]
     pub counts: Counts,

@@ -2,19 +2,10 @@
 //! to say them (cgroups(7), kernel's cgroup-v2.rst "Device controller";
 //! `BPF_PROG_TYPE_CGROUP_DEVICE`, since Linux 4.15).
 
+use crate::bpf::{
+    AND, COPY, EXIT, Instruction, JUMP_IF_NOT_EQUAL, LOAD_WORD, MOVE, SHIFT_RIGHT, encode,
+};
 use crate::plan::DeviceRule;
-
-/// One instruction as the kernel reads it (`struct bpf_insn`, little-endian):
-/// opcode, registers, offset, immediate value.
-pub type Instruction = u64;
-
-const LOAD_WORD: u8 = 0x61;
-const AND: u8 = 0x54;
-const SHIFT_RIGHT: u8 = 0x74;
-const MOVE: u8 = 0xb7;
-const COPY: u8 = 0xbf;
-const JUMP_IF_NOT_EQUAL: u8 = 0x56;
-const EXIT: u8 = 0x95;
 
 /// Block device in the lower half of the access word (linux/bpf.h).
 const BLOCK: i32 = 1;
@@ -71,12 +62,6 @@ fn admit(rule: &DeviceRule) -> Vec<Instruction> {
         encode(EXIT, 0, 0, 0, 0),
     ]);
     code
-}
-
-fn encode(opcode: u8, to: u8, from: u8, offset: i16, value: i32) -> Instruction {
-    let [low, high] = offset.to_le_bytes();
-    let [a, b, c, d] = value.to_le_bytes();
-    u64::from_le_bytes([opcode, to | (from << 4), low, high, a, b, c, d])
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@
 
 pub mod address;
 pub mod audit;
+pub mod bpf;
+mod btf;
+pub mod connects;
 pub mod control;
 pub mod decide;
 pub mod devices;

@@ -153,7 +153,8 @@ pub fn worker() -> Result<Vec<BpfProgram>, InvalidFilter> {
 /// [`InvalidFilter`] where the rules do not compile for this machine.
 pub fn supervisor() -> Result<Vec<BpfProgram>, InvalidFilter> {
     // Without the rules on socket families: it asks sock_diag(7).
-    let groups: Vec<&Group> = table::ALWAYS.iter().chain(table::SUPERVISOR).collect();
+    let mut groups: Vec<&Group> = table::ALWAYS.iter().chain(table::SUPERVISOR).collect();
+    groups.retain(|group| group.why != table::KERNEL_PROGRAMS);
     Ok(vec![
         compile(
             rules(&groups, Answer::Unknown)?,
@@ -493,6 +494,16 @@ mod tests {
             ("prctl", [38, 1, 0, 0, 0, 0]),
         ] {
             assert_eq!(answer(&programs, name, args), ALLOW, "{name} {args:x?}");
+        }
+    }
+
+    #[test]
+    fn the_supervisor_attaches_and_looks_up_and_loads_nothing() {
+        let programs = supervisor().unwrap();
+        for command in 0..40 {
+            let wanted = matches!(command, 1 | 8);
+            assert_eq!(answer(&programs, "bpf", [command, 0, 0, 0, 0, 0]) == ALLOW, wanted);
+            assert_ne!(answer(&worker().unwrap(), "bpf", [command, 0, 0, 0, 0, 0]), ALLOW);
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod connections;
 mod faults;
+mod identity;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     ];
     trials.extend(connections::TRIALS);
     trials.extend(faults::TRIALS);
+    trials.extend(identity::TRIALS);
     run_as_root(trials)
 }
 

@@ -7,7 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use super::connects::{Connects, Group};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nemoclaw_spec::control::{Counts, Member, Names, Reply, Request};
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -27,6 +28,8 @@ pub(super) struct Joined {
     pidfd: OwnedFd,
     /// Directories with cgroup.procs files of its processes.
     pub(super) cgroups: Vec<PathBuf>,
+    /// Its group of cgroup v2, where the kernel notes who connects.
+    pub(super) noted: Option<Group>,
 }
 
 /// The containers of the sandbox.
@@ -38,9 +41,22 @@ pub(super) struct Members {
     pub(super) observe: bool,
     /// What the runtime has said about names and nobody has read yet.
     pub(super) names: Option<Names>,
+    /// The kernel's notes of connections, where it makes any.
+    pub(super) connects: Option<Connects>,
+    /// Why it makes none, of the last container where it does not.
+    unnoted: String,
 }
 
 impl Members {
+    pub(super) fn new(observe: bool, connects: Result<Connects>) -> Self {
+        let mut members = Self { observe, ..Self::default() };
+        match connects {
+            Ok(connects) => members.connects = Some(connects),
+            Err(error) => members.unnoted = format!("{error:#}"),
+        }
+        members
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Joined> {
         self.joined.iter()
     }
@@ -69,8 +85,17 @@ impl Members {
 
     fn join(&mut self, member: Member, pidfd: OwnedFd) {
         let cgroups = cgroup_directories(member.pid);
+        // Without notes its sockets are looked for among its processes.
+        let noted = match &self.connects {
+            Some(connects) => connects.watch(member.pid),
+            None => Err(anyhow!("{}", self.unnoted)),
+        };
+        if let Err(error) = &noted {
+            self.unnoted = format!("{error:#}");
+        }
+        let noted = noted.ok();
         self.joined.retain(|joined| joined.member.id != member.id);
-        self.joined.push(Joined { member, pidfd, cgroups });
+        self.joined.push(Joined { member, pidfd, cgroups, noted });
         self.ever = true;
     }
 
@@ -228,6 +253,7 @@ fn handle_one(connection: &UnixStream, members: &mut Members, told: &Told<'_>) -
             counts: told.counts.clone(),
             named: told.named.to_vec(),
             observe: members.observe,
+            unnoted: members.unnoted.clone(),
             ..Reply::done()
         },
         Ok(Some((Request::Enter, _))) => Reply::failed("this sandbox has its namespace".to_owned()),

@@ -4,6 +4,9 @@
 //!
 //! Every holder counts, and a socket nobody seems to hold (its descriptor may
 //! be parked in a unix socket) has no caller: it is refused.
+//!
+//! Where the kernel notes who connects ([`super::connects`]), that process has to run
+//! the same program still; if it alone held the socket, nobody else is looked for.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -14,7 +17,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nemoclaw_spec::address;
-use nemoclaw_spec::control::FileId;
+use nemoclaw_spec::connects::Note;
+use nemoclaw_spec::control::{EXPLICIT_PORT, FileId};
 use nemoclaw_spec::decide::{CHANGED, Caller, Process};
 use nemoclaw_spec::name::MAX_PATH_BYTES;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
@@ -24,7 +28,8 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, readlinkat, statat};
 
-use super::control::Members;
+use super::connects::unified;
+use super::control::{Joined, Members};
 
 /// Most processes looked at in one sandbox.
 const MAX_PROCESSES: usize = 16_384;
@@ -60,22 +65,51 @@ impl Identifier {
         destination: SocketAddr,
         members: &Members,
     ) -> Caller {
-        match self.inode(source, destination) {
-            Ok(Some(inode)) => {
-                // Descriptors on their way between processes arrive in a moment.
-                for _try in 0..TRIES {
-                    if let Some(holders) = holders(inode, members, &self.watched) {
-                        return Caller { holders };
-                    }
-                    std::thread::sleep(PAUSE);
-                }
-                Caller::default()
-            }
-            Ok(None) | Err(_) => Caller::default(),
+        let Ok(Some((inode, cookie))) = self.socket_of(source, destination) else {
+            return Caller::default();
+        };
+        let again = destination.port() == EXPLICIT_PORT;
+        let note = members.connects.as_ref().and_then(|connects| connects.note(cookie, again));
+        let connector = match note {
+            None => None,
+            Some(note) => match connector(&note, members) {
+                Some(held) => Some(held),
+                // It has ended, or executes something else.
+                None => return Caller::default(),
+            },
+        };
+        // A connection that asks again may be another's by now.
+        let alone = !again && note.is_some_and(|note| note.alone);
+        if let Some(held) = connector.as_ref().filter(|_| alone) {
+            let ancestors =
+                std::iter::successors(parent(held, members), |held| parent(held, members));
+            return Caller { holders: vec![describe(held, ancestors, &self.watched)] };
         }
+        // Descriptors on their way between processes arrive in a moment.
+        for _try in 0..TRIES {
+            if let Some(found) = holders(inode, members, &self.watched) {
+                // Who is watched and was not noted did not connect it.
+                let known = found.iter().all(|(_, noted, _)| !noted || note.is_some());
+                let among = connector
+                    .as_ref()
+                    .is_none_or(|held| found.iter().any(|(pid, ..)| *pid == held.pid));
+                if !(known && among) {
+                    return Caller::default();
+                }
+                let holders = found.into_iter().map(|(.., process)| process).collect();
+                return Caller { holders };
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Caller::default()
     }
 
-    fn inode(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<Option<u32>> {
+    /// Inode and cookie of the socket.
+    fn socket_of(
+        &mut self,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> io::Result<Option<(u32, u64)>> {
         // Sockets of dual-stack programs are IPv4 to the kernel's tables.
         let (source_ip, destination_ip) =
             (address::unwrap_mapped(source.ip()), address::unwrap_mapped(destination.ip()));
@@ -114,7 +148,8 @@ impl Identifier {
                 let same = id.source_port == source.port()
                     && id.destination_port == destination.port()
                     && matches_address(id.destination_address, destination_ip);
-                Ok((same && response.header.inode != 0).then_some(response.header.inode))
+                let found = (response.header.inode, u64::from_ne_bytes(id.cookie));
+                Ok((same && found.0 != 0).then_some(found))
             }
             _ => Ok(None),
         }
@@ -130,23 +165,54 @@ struct Held<'a> {
     pid: i32,
     /// Programs of its container as they were before it ran.
     programs: &'a HashMap<String, FileId>,
+    /// The kernel notes what its container connects.
+    noted: bool,
     parent: i32,
+    /// When it began, in ticks since boot.
+    started: u64,
     /// The first thread has ended and others go on: what it holds cannot be
     /// seen through it.
     headless: bool,
     directory: OwnedFd,
 }
 
+/// The process that the kernel noted, where it still runs the program that connected.
+fn connector<'a>(note: &Note, members: &'a Members) -> Option<Held<'a>> {
+    let in_group = |joined: &&Joined| joined.noted.as_ref().is_some_and(|own| own.id == note.group);
+    let held = hold(note.pid, members.iter().find(in_group)?)?;
+    // /proc/PID/stat counts in hundredths of a second (USER_HZ).
+    let same = held.started == note.started / 10_000_000;
+    let stat = statat(&held.directory, "exe", AtFlags::empty()).ok()?;
+    let changed = (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).ok()?);
+    (same && (stat.st_ino, changed) == (note.inode, note.changed)).then_some(held)
+}
+
+/// The parent of a process, where it is one of the sandbox.
+fn parent<'a>(process: &Held<'_>, members: &'a Members) -> Option<Held<'a>> {
+    if members.iter().any(|joined| joined.member.pid == process.pid) {
+        return None;
+    }
+    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", process.parent)).ok()?;
+    let path = unified(&cgroup)?;
+    let joined = members
+        .iter()
+        .find(|joined| joined.noted.as_ref().is_some_and(|group| group.path == path))?;
+    hold(process.parent, joined)
+}
+
+/// A holder: its pid, whether the kernel notes what it connects, and what it is.
+type Holder = (i32, bool, Process);
+
 /// The holders; `None` when there may be others that cannot be seen.
-fn holders(inode: u32, members: &Members, watched: &HashSet<String>) -> Option<Vec<Process>> {
+fn holders(inode: u32, members: &Members, watched: &HashSet<String>) -> Option<Vec<Holder>> {
     let wanted = format!("socket:[{inode}]");
     let mut processes = HashMap::new();
     for joined in members.iter() {
         for cgroup in &joined.cgroups {
-            collect(cgroup, &joined.member.programs, &mut processes, 0);
+            collect(cgroup, joined, &mut processes, 0);
         }
         // A container in a cgroup we cannot read still has its init.
-        if let Some(init) = hold(joined.member.pid, &joined.member.programs) {
+        if let Some(init) = hold(joined.member.pid, joined) {
             processes.entry(init.pid).or_insert(init);
         }
     }
@@ -156,7 +222,13 @@ fn holders(inode: u32, members: &Members, watched: &HashSet<String>) -> Option<V
     let mut found = Vec::new();
     for process in pids.iter().filter_map(|pid| processes.get(pid)) {
         match holds(process, &wanted) {
-            Some(true) => found.push(describe(process, &processes, &inits, watched)),
+            Some(true) => {
+                let above = |process: &&Held<'_>| {
+                    if inits.contains(&process.pid) { None } else { processes.get(&process.parent) }
+                };
+                let ancestors = std::iter::successors(above(&process), above);
+                found.push((process.pid, process.noted, describe(process, ancestors, watched)));
+            }
             Some(false) => {}
             // A process we cannot see into may hold it as well.
             None => return None,
@@ -168,7 +240,7 @@ fn holders(inode: u32, members: &Members, watched: &HashSet<String>) -> Option<V
 /// Opens every process of a cgroup and of the cgroups below it.
 fn collect<'a>(
     cgroup: &Path,
-    programs: &'a HashMap<String, FileId>,
+    joined: &'a Joined,
     processes: &mut HashMap<i32, Held<'a>>,
     depth: usize,
 ) {
@@ -180,18 +252,18 @@ fn collect<'a>(
         if processes.len() >= MAX_PROCESSES {
             return;
         }
-        if let Some(held) = hold(pid, programs) {
+        if let Some(held) = hold(pid, joined) {
             processes.insert(pid, held);
         }
     }
     for entry in fs::read_dir(cgroup).into_iter().flatten().filter_map(std::result::Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(&entry.path(), programs, processes, depth + 1);
+            collect(&entry.path(), joined, processes, depth + 1);
         }
     }
 }
 
-fn hold(pid: i32, programs: &HashMap<String, FileId>) -> Option<Held<'_>> {
+fn hold(pid: i32, joined: &Joined) -> Option<Held<'_>> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
     let directory = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
     let stat = openat(&directory, "stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
@@ -200,8 +272,10 @@ fn hold(pid: i32, programs: &HashMap<String, FileId>) -> Option<Held<'_>> {
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let parent = fields.get(1)?.parse().ok()?;
     let threads: u32 = fields.get(17)?.parse().ok()?;
+    let started = fields.get(19)?.parse().ok()?;
     let headless = fields.first() == Some(&"Z") && threads > 1;
-    Some(Held { pid, programs, parent, headless, directory })
+    let (programs, noted) = (&joined.member.programs, joined.noted.is_some());
+    Some(Held { pid, programs, noted, parent, started, headless, directory })
 }
 
 fn read_small(file: OwnedFd) -> Option<String> {
@@ -272,20 +346,16 @@ fn carries_descriptors(process: &Held<'_>, task: &str, descriptor: &str) -> bool
         .is_some_and(|count| count.trim() != "0")
 }
 
-fn describe(
+fn describe<'a, H>(
     process: &Held<'_>,
-    processes: &HashMap<i32, Held<'_>>,
-    inits: &[i32],
+    ancestors: impl Iterator<Item = H>,
     watched: &HashSet<String>,
-) -> Process {
-    let mut ancestors = Vec::new();
-    let mut current = process;
-    while ancestors.len() < MAX_ANCESTORS && !inits.contains(&current.pid) {
-        let Some(parent) = processes.get(&current.parent) else { break };
-        ancestors.push(executable(parent, watched));
-        current = parent;
-    }
-    Process { binary: executable(process, watched), ancestors }
+) -> Process
+where
+    H: std::borrow::Borrow<Held<'a>>,
+{
+    let ancestors = ancestors.take(MAX_ANCESTORS).map(|held| executable(held.borrow(), watched));
+    Process { binary: executable(process, watched), ancestors: ancestors.collect() }
 }
 
 /// The target of `/proc/PID/exe`. A file without a name any more (deleted,

@@ -74,7 +74,7 @@ fn ask(directory: &Path) -> Result<Reply> {
 type Family = (&'static str, &'static str, &'static str, fn(&Reply) -> u64);
 
 /// Name, kind, help, and the value of one sandbox.
-const FAMILIES: [Family; 8] = [
+const FAMILIES: [Family; 9] = [
     ("containers", "gauge", "Containers that run in the sandbox.", |reply| {
         u64::try_from(reply.members.len()).unwrap_or(u64::MAX)
     }),
@@ -95,6 +95,9 @@ const FAMILIES: [Family; 8] = [
         reply.counts.restarts
     }),
     ("observed", "gauge", "1 where the policy only records.", |reply| reply.observe.into()),
+    ("connects_noted", "gauge", "1 where the kernel notes who connects.", |reply| {
+        reply.unnoted.is_empty().into()
+    }),
 ];
 
 fn text(replies: &[Reply], silent: u64) -> String {

@@ -102,6 +102,9 @@ const NEW_NAMESPACES: &[Argument] = &[
 const SET_ID_1: &[Argument] = &[Argument::HasBits(1, 0o4000), Argument::HasBits(1, 0o2000)];
 const SET_ID_2: &[Argument] = &[Argument::HasBits(2, 0o4000), Argument::HasBits(2, 0o2000)];
 
+/// The group that the supervisor has a rule of its own for.
+pub(super) const KERNEL_PROGRAMS: &str = "programs that run in the kernel";
+
 /// Refused in every sandbox.
 pub const ALWAYS: &[Group] = &[
     Group {
@@ -172,11 +175,16 @@ pub const ALWAYS: &[Group] = &[
         calls: &[call("perf_event_open")],
     },
     Group {
+        why: KERNEL_PROGRAMS,
+        answer: Answer::NotPermitted,
+        relaxed_by: None,
+        calls: &[call("bpf")],
+    },
+    Group {
         why: "kernel surface without a use in a sandbox",
         answer: Answer::NotPermitted,
         relaxed_by: None,
         calls: &[
-            call("bpf"),
             call("userfaultfd"),
             call("fanotify_init"),
             call("lookup_dcookie"),
@@ -334,12 +342,21 @@ pub(super) const WORKER: &[Group] = &[Group {
 }];
 
 /// What the proxy's supervisor can do without.
-pub(super) const SUPERVISOR: &[Group] = &[Group {
-    why: "the supervisor starts nothing",
-    answer: Answer::NotPermitted,
-    relaxed_by: None,
-    calls: &[call("execve"), call("execveat"), call("personality"), call("chroot")],
-}];
+pub(super) const SUPERVISOR: &[Group] = &[
+    Group {
+        why: "the supervisor starts nothing",
+        answer: Answer::NotPermitted,
+        relaxed_by: None,
+        calls: &[call("execve"), call("execveat"), call("personality"), call("chroot")],
+    },
+    Group {
+        why: "it attaches the programs it loaded before, and reads their map",
+        answer: Answer::NotPermitted,
+        relaxed_by: None,
+        // BPF_MAP_LOOKUP_ELEM, BPF_PROG_ATTACH.
+        calls: &[Call { name: "bpf", when: &[Argument::NoneOf(0, &[1, 8])] }],
+    },
+];
 
 /// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; the rest (AF_VSOCK, AF_ALG,
 /// AF_PACKET, AF_XDP, ...) has ways out that no netfilter rule sees.

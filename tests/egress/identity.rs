@@ -1,0 +1,136 @@
+//! Whose connection is it? Programs that try to pass for others.
+//!
+//! The supervisor is stopped while they do it, so that it does not depend on who is
+//! faster: it looks when all is done.
+
+use std::time::Duration;
+
+use nemoclaw_tests::docker::{Container, docker};
+use nemoclaw_tests::{Outcome, contains, equal, eventually, sh};
+use serde_json::Value;
+
+use crate::{IMAGE, RUNTIME, proxies};
+
+/// The same policy where the kernel does not describe its types: nobody is noted.
+const UNNOTED: &str = "nemoclaw-unnoted";
+
+pub(super) const TRIALS: [crate::Named; 4] = [
+    ("a_program_that_executes_another_after_connecting_is_not_that_other", executed),
+    ("a_socket_that_others_hold_is_decided_for_all_of_them", shared),
+    ("a_socket_parked_in_another_has_no_owner", parked),
+    ("without_notes_sockets_are_looked_for", unnoted),
+];
+
+/// Makes the program that no rule lists, which runs as the rest of the script says.
+const EVIL: &str = "cp /usr/bin/python3 /tmp/evil; mkfifo /tmp/fifo; cat >/tmp/evil.py";
+
+/// Waits until it may, connects, says what it wants, and becomes curl, which waits.
+const BECOMES: &str = "
+import os, socket, sys, time
+address = socket.gethostbyname('plain.test')
+open('/tmp/ready', 'w').close()
+while not os.path.exists('/tmp/go'): time.sleep(0.01)
+s = socket.socket()
+if 'parked' in sys.argv:
+    one, other = socket.socketpair()
+    socket.send_fds(one, [b'x'], [s.fileno()])
+    os.set_inheritable(one.fileno(), True); os.set_inheritable(other.fileno(), True)
+s.connect((address, 80))
+s.sendall(b'GET /smuggled HTTP/1.1\\r\\nHost: plain.test\\r\\n\\r\\n')
+if 'parked' in sys.argv: s.close()
+else: os.set_inheritable(s.fileno(), True)
+os.execv('/usr/bin/curl', ['curl', '-s', 'file:///tmp/fifo'])
+";
+
+/// A connection of a listed program, over a socket that its unlisted parent made.
+const SHARES: &str = "
+import os, socket, sys, time
+if len(sys.argv) == 1:
+    s = socket.socket()
+    s.set_inheritable(True)
+    if os.fork() == 0: os.execv('/usr/bin/python3', ['python3', '/tmp/evil.py', str(s.fileno())])
+    time.sleep(9)
+address = socket.gethostbyname('allowed.test')
+open('/tmp/ready', 'w').close()
+while not os.path.exists('/tmp/go'): time.sleep(0.01)
+s = socket.socket(fileno=int(sys.argv[1]))
+s.connect((address, 80))
+s.sendall(b'GET / HTTP/1.1\\r\\nHost: allowed.test\\r\\n\\r\\n')
+open('/tmp/done', 'w').close()
+time.sleep(9)
+";
+
+/// Runs `program` with the script, the supervisor stopped meanwhile; the records.
+fn tried(
+    runtime: &str,
+    program: &str,
+    script: &str,
+    done: &str,
+) -> Result<Vec<Value>, libtest_mimic::Failed> {
+    let container = Container::start(runtime, IMAGE, &[])?;
+    container.sh(&format!("{EVIL} <<'E'\n{script}E\n")).ok()?;
+    let (supervisor, _) = proxies(&container)?;
+    docker(&["exec", "-d", &container.name, "sh", "-c", program]).ok()?;
+    eventually(Duration::from_secs(5), "ready", || container.sh("ls /tmp/ready").code == 0)?;
+    sh(&format!("kill -STOP {supervisor}")).ok()?;
+    // Not through exec: the runtime does not wait for a proxy there.
+    let going = container.sh("touch /tmp/go");
+    let arrived = eventually(Duration::from_secs(5), "all done", || container.sh(done).code == 0);
+    std::thread::sleep(Duration::from_millis(100));
+    sh(&format!("kill -CONT {supervisor}")).ok()?;
+    going.ok()?;
+    if arrived.is_err() {
+        return Err(format!("{runtime}: {:?}", container.sh("ls -la /tmp; ps aux")).into());
+    }
+    eventually(Duration::from_secs(5), "a record", || !container.audit().is_empty())?;
+    Ok(container.audit())
+}
+
+fn first(records: &[Value]) -> String {
+    let word = |key: &str| {
+        records.first().and_then(|record| record[key].as_str()).unwrap_or("-").to_owned()
+    };
+    format!("{} {} {}", word("decision"), word("reason"), word("binary"))
+}
+
+fn executed() -> Outcome {
+    let became = "pgrep -x curl";
+    let run = |runtime| tried(runtime, "exec /tmp/evil /tmp/evil.py", BECOMES, became);
+    equal("noted", &first(&run(RUNTIME)?), &"deny caller_unknown ".to_owned())?;
+    // Whoever only looks afterwards sees curl.
+    contains("looked for", &first(&run(UNNOTED)?), "allow - /usr/bin/curl")
+}
+
+fn shared() -> Outcome {
+    for runtime in [RUNTIME, UNNOTED] {
+        let program = "exec /tmp/evil /tmp/evil.py";
+        let records = tried(runtime, program, SHARES, "ls /tmp/done")?;
+        contains(runtime, &first(&records), "deny binary_not_allowed /")?;
+        contains(runtime, &records[0].to_string(), "\"/tmp/evil\"")?;
+        contains(runtime, &records[0].to_string(), "\"/usr/bin/python3.11\"")?;
+    }
+    Ok(())
+}
+
+fn parked() -> Outcome {
+    for runtime in [RUNTIME, UNNOTED] {
+        let program = "exec /tmp/evil /tmp/evil.py parked";
+        let records = tried(runtime, program, BECOMES, "pgrep -x curl")?;
+        equal(runtime, &first(&records), &"deny caller_unknown ".to_owned())?;
+    }
+    Ok(())
+}
+
+fn unnoted() -> Outcome {
+    let metric =
+        |container: &Container| crate::nemoclaw(&["metrics", "--sandbox", &container.id]).out;
+    for (runtime, value) in [(RUNTIME, 1), (UNNOTED, 0)] {
+        let container = Container::start(runtime, IMAGE, &[])?;
+        let wanted = format!("nemoclaw_connects_noted{{sandbox=\"{}\"}} {value}\n", container.id);
+        contains("metric", &metric(&container), &wanted)?;
+        contains("listed", &container.sh("curl -s http://plain.test/").ok()?.out, "hello")?;
+        let refused = container.sh("cp /usr/bin/curl /tmp/c && /tmp/c -s http://plain.test/");
+        contains("unlisted", &refused.out, "binary_not_allowed")?;
+    }
+    Ok(())
+}
