@@ -8,9 +8,13 @@
   203.0.113.10:7           reads until end of file, then sends everything back
   203.0.113.10:9           reads, never answers
   203.0.113.10:2525        speaks first ("220 hello"), then echoes lines
+  203.0.113.10:22          SSH that asks for no key: `git-upload-pack` of /repo.git, or a greeting
+  203.0.113.10:3306, 5432, 6379  enough of MySQL, PostgreSQL and Redis for one question
+  203.0.113.10:5353        DNS again, tcp
   203.0.113.10:9999, :443  udp echo
 
-HTTP: /  /size/BYTES  /slow/SECONDS  /echo  /simple/nctest/  /nctest  /repo.git
+HTTP: /  /size/BYTES  /slow/SECONDS  /echo  /simple/nctest/  /nctest  /repo.git  /index/ (cargo)
+/websocket (echo)  /v1/messages and /v1/responses (models that say "hello from model")
 
 Files in DIR: ca.pem (to be trusted), dns.log ("TYPE name" per query), connections.log
 ("tcp LOCAL PEER" per connection, "udp LOCAL PEER BYTES" per datagram; DNS datagrams are
@@ -219,6 +223,274 @@ def banner(connection, _peer):
             connection.sendall(line)
 
 
+def redis(connection, _peer):
+    """PING and ECHO; anything else is an error, which clients ignore while they set up."""
+    with connection.makefile("rb") as lines:
+        while line := lines.readline(64):
+            words = []
+            for _ in range(int(line[1:])):
+                length = int(lines.readline(64)[1:])
+                words.append(lines.read(min(length, MAX_BODY)))
+                lines.readline(8)
+            if words[0].upper() == b"PING":
+                connection.sendall(b"+PONG\r\n")
+            elif words[0].upper() == b"ECHO" and len(words) == 2:
+                connection.sendall(b"$%d\r\n%s\r\n" % (len(words[1]), words[1]))
+            else:
+                connection.sendall(b"-ERR unknown command\r\n")
+
+
+def postgres(connection, _peer):
+    """Any user may come in; every query has the one answer `hello from postgres`."""
+    def send(kind, body):
+        connection.sendall(kind + struct.pack(">I", len(body) + 4) + body)
+
+    while True:
+        (length,) = struct.unpack(">I", exactly(connection, 4))
+        startup = exactly(connection, min(length, 10000) - 4)
+        if startup[:4] == struct.pack(">I", 0x00030000):
+            break
+        # No TLS, no GSSAPI.
+        connection.sendall(b"N")
+    send(b"R", struct.pack(">I", 0))
+    for name, value in (("server_version", "15.0"), ("client_encoding", "UTF8")):
+        send(b"S", f"{name}\0{value}\0".encode())
+    while True:
+        send(b"Z", b"I")
+        kind, length = struct.unpack(">cI", exactly(connection, 5))
+        exactly(connection, min(length, MAX_BODY) - 4)
+        if kind != b"Q":
+            return
+        value = b"hello from postgres"
+        send(b"T", struct.pack(">H", 1) + b"word\0" + struct.pack(">IHIhIH", 0, 0, 25, -1, 0, 0))
+        send(b"D", struct.pack(">HI", 1, len(value)) + value)
+        send(b"C", b"SELECT 1\0")
+
+
+def mysql(connection, _peer):
+    """Any user may come in; every query has the one answer `hello from mysql`."""
+    def packet():
+        head = exactly(connection, 4)
+        return exactly(connection, int.from_bytes(head[:3], "little")), head[3]
+
+    def send(number, body):
+        connection.sendall(len(body).to_bytes(3, "little") + bytes([number]) + body)
+
+    def text(value):
+        return bytes([len(value)]) + value
+
+    end, fine = b"\xfe\0\0\2\0", b"\0\0\0\2\0\0\0"
+    # Protocol 4.1, authentication by plugin, no TLS.
+    send(0, b"\x0a8.0.0-test\0" + struct.pack("<I", 1) + b"12345678\0"
+         + struct.pack("<HBHHB", 0x8200, 33, 2, 0x0008, 21) + bytes(10)
+         + b"123456789012\0mysql_native_password\0")
+    _, number = packet()
+    send(number + 1, fine)
+    while True:
+        command, number = packet()
+        if command[:1] != b"\3":
+            if command[:1] == b"\1":
+                return
+            send(1, fine)
+            continue
+        send(1, b"\1")
+        send(2, text(b"def") + bytes(3) + text(b"word") + b"\0\x0c"
+             + struct.pack("<HIBHBH", 33, 100, 253, 0, 0, 0))
+        send(3, end)
+        send(4, text(b"hello from mysql"))
+        send(5, end)
+
+
+# SSH: one key exchange, one cipher, no authentication, one command.
+
+# RFC 3526, group 14.
+GROUP14 = int("""
+FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD
+EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED
+EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE45B3DC2007CB8A163BF0598DA48361C55D39A69163FA8FD24CF5F
+83655D23DCA3AD961C62F356208552BB9ED529077096966D670C354E4ABC9804F1746C08CA18217C32905E462E36CE3B
+E39E772C180E86039B2783A2EC07A28FB5C55DF06F4C52C9DE2BCBF6955817183995497CEA956AE515D2261898FA0510
+15728E5A8AACAA68FFFFFFFFFFFFFFFF""".replace("\n", ""), 16)
+
+
+def chacha20(key, counter, nonce, data):
+    """The cipher as OpenSSH has it: a counter and a nonce of 64 bits each."""
+    start = (*struct.unpack("<4I", b"expand 32-byte k"), *struct.unpack("<8I", key),
+             counter, 0, *struct.unpack("<2I", nonce))
+    out = bytearray()
+    quarters = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
+                (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
+    for at in range(0, len(data), 64):
+        state = list(start)
+        state[12] += at // 64
+        first = state[:]
+        for _ in range(10):
+            for a, b, c, d in quarters:
+                for x, y, z, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+                    state[x] = (state[x] + state[y]) & 0xFFFFFFFF
+                    mixed = state[z] ^ state[x]
+                    state[z] = (mixed << turn | mixed >> (32 - turn)) & 0xFFFFFFFF
+        block = struct.pack("<16I", *((a + b) & 0xFFFFFFFF for a, b in zip(state, first)))
+        out += bytes(x ^ y for x, y in zip(data[at:at + 64], block))
+    return bytes(out)
+
+
+def poly1305(key, data):
+    r = int.from_bytes(key[:16], "little") & 0x0FFFFFFC0FFFFFFC0FFFFFFC0FFFFFFF
+    total = 0
+    for at in range(0, len(data), 16):
+        total = (total + int.from_bytes(data[at:at + 16] + b"\1", "little")) * r % (2**130 - 5)
+    return ((total + int.from_bytes(key[16:], "little")) % 2**128).to_bytes(16, "little")
+
+
+def blob(value):
+    if isinstance(value, str):
+        value = value.encode()
+    elif isinstance(value, int):
+        value = value.to_bytes(value.bit_length() // 8 + 1, "big")
+    return struct.pack(">I", len(value)) + value
+
+
+class Ssh:
+    """The service on port 22, with an ECDSA key of openssl's in `key`."""
+
+    def __init__(self, key, repository):
+        self.key, self.repository = key, repository
+        # The point is the end of the public key's encoding.
+        der = subprocess.run(("openssl", "ec", "-in", key, "-pubout", "-outform", "DER"),
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
+        self.host_key = blob("ecdsa-sha2-nistp256") + blob("nistp256") + blob(der[-65:])
+
+    def sign(self, data):
+        der = subprocess.run(("openssl", "dgst", "-sha256", "-sign", self.key), input=data,
+                             stdout=subprocess.PIPE, check=True).stdout
+        # SEQUENCE of two INTEGERs.
+        r_end = 4 + der[3]
+        numbers = (der[4:r_end], der[r_end + 2:])
+        r, s = (int.from_bytes(number, "big") for number in numbers)
+        return blob("ecdsa-sha2-nistp256") + blob(blob(r) + blob(s))
+
+    def __call__(self, connection, _peer):
+        Session(self, connection).run()
+
+
+class Session:
+    def __init__(self, server, connection):
+        self.server, self.connection = server, connection
+        self.sent = self.received = 0
+        self.out = self.into = None
+
+    def send(self, payload):
+        # The four bytes of length do not count for the padding once there is a cipher.
+        pad = 8 - (len(payload) + (1 if self.out else 5)) % 8
+        pad += 8 if pad < 4 else 0
+        body = bytes([pad]) + payload + bytes(pad)
+        head = struct.pack(">I", len(body))
+        if self.out:
+            nonce = struct.pack(">Q", self.sent)
+            head = chacha20(self.out[32:], 0, nonce, head)
+            both = head + chacha20(self.out[:32], 1, nonce, body)
+            both += poly1305(chacha20(self.out[:32], 0, nonce, bytes(32)), both)
+        else:
+            both = head + body
+        self.connection.sendall(both)
+        self.sent += 1
+
+    def packet(self):
+        head = exactly(self.connection, 4)
+        nonce = struct.pack(">Q", self.received)
+        if self.into:
+            head = chacha20(self.into[32:], 0, nonce, head)
+        (length,) = struct.unpack(">I", head)
+        if length > 40000:
+            raise ValueError
+        body = exactly(self.connection, length)
+        if self.into:
+            # The peer is a test's: its tag is not looked at.
+            exactly(self.connection, 16)
+            body = chacha20(self.into[:32], 1, nonce, body)
+        self.received += 1
+        return body[1:-body[0]]
+
+    def run(self):
+        ours = b"SSH-2.0-test"
+        self.connection.sendall(ours + b"\r\n")
+        theirs = b""
+        while not theirs.endswith(b"\n") and len(theirs) < 255:
+            theirs += exactly(self.connection, 1)
+        kex, cipher = "diffie-hellman-group14-sha256", "chacha20-poly1305@openssh.com"
+        lists = (kex, "ecdsa-sha2-nistp256", cipher, cipher, "hmac-sha2-256", "hmac-sha2-256",
+                 "none", "none", "", "")
+        offer = b"\x14" + secrets.token_bytes(16) + b"".join(map(blob, lists)) + bytes(5)
+        self.send(offer)
+        wish = self.packet()
+        e = int.from_bytes(self.packet()[5:], "big")
+        y = secrets.randbits(512)
+        f, k = pow(2, y, GROUP14), pow(e, y, GROUP14)
+        digest = hashlib.sha256(b"".join(map(blob, (
+            theirs.rstrip(b"\r\n"), ours, wish, offer, self.server.host_key, e, f, k)))).digest()
+        self.send(b"\x1f" + blob(self.server.host_key) + blob(f) + blob(self.server.sign(digest)))
+        self.send(b"\x15")
+        self.packet()
+
+        def key(letter):
+            one = hashlib.sha256(blob(k) + digest + letter + digest).digest()
+            return one + hashlib.sha256(blob(k) + digest + one).digest()
+
+        self.into, self.out = key(b"C"), key(b"D")
+        self.talk()
+
+    def talk(self):
+        channel = 0
+        while True:
+            message = self.packet()
+            kind = message[0]
+            if kind == 5:
+                self.send(b"\6" + blob("ssh-userauth"))
+            elif kind == 50:
+                self.send(b"\x34")
+            elif kind == 90:
+                at = 5 + int.from_bytes(message[1:5], "big")
+                channel = int.from_bytes(message[at:at + 4], "big")
+                self.send(struct.pack(">BIIII", 91, channel, 0, 1 << 20, 1 << 15))
+            elif kind == 98 and message[9:13] == b"exec":
+                if message[13]:
+                    self.send(struct.pack(">BI", 99, channel))
+                self.command(channel, message[18:].decode())
+            elif kind == 98 and message[5 + 4 + int.from_bytes(message[5:9], "big")]:
+                self.send(struct.pack(">BI", 100, channel))
+            elif kind in (1, 97):
+                return
+
+    def command(self, channel, words):
+        """Runs upload-pack, or greets; then says so and closes."""
+        reader = None
+        if words == "git-upload-pack '/repo.git'":
+            with subprocess.Popen(("git", "upload-pack", self.server.repository),
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+                reader = threading.Thread(target=self.forward, args=(child.stdin,), daemon=True)
+                reader.start()
+                while part := child.stdout.read1(1 << 14):
+                    self.send(struct.pack(">BI", 94, channel) + blob(part))
+        else:
+            self.send(struct.pack(">BI", 94, channel) + blob("hello from ssh\n"))
+        self.send(struct.pack(">BI", 98, channel) + blob("exit-status") + bytes(5))
+        self.send(struct.pack(">BI", 97, channel))
+        if reader:
+            reader.join()
+
+    def forward(self, to):
+        try:
+            while (message := self.packet())[0] not in (1, 97):
+                if message[0] == 94:
+                    to.write(message[9:])
+                    to.flush()
+                elif message[0] == 96:
+                    to.close()
+        except (OSError, EOFError, ValueError):
+            to.close()
+
+
 # What the package managers' clients ask for
 
 
@@ -254,6 +526,10 @@ def npm_tarball():
         "package/package.json": json.dumps(npm_manifest()).encode(),
         "package/index.js": b"module.exports = 'nctest';\n",
     }
+    return packed(files)
+
+
+def packed(files):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in files.items():
@@ -263,9 +539,20 @@ def npm_tarball():
     return gzip.compress(out.getvalue(), mtime=0)
 
 
+def crate():
+    files = {
+        "nctest-1.0.0/Cargo.toml": b'[package]\nname = "nctest"\nversion = "1.0.0"\n',
+        "nctest-1.0.0/src/lib.rs": b"pub const VALUE: &str = \"nctest\";\n",
+    }
+    return packed(files)
+
+
 WHEEL_NAME = "nctest-1.0-py3-none-any.whl"
 WHEEL = wheel()
 TARBALL = npm_tarball()
+CRATE = crate()
+CRATE_LINE = {"name": "nctest", "vers": "1.0.0", "deps": [], "features": {}, "yanked": False,
+              "cksum": hashlib.sha256(CRATE).hexdigest()}
 
 
 def packument(base):
@@ -289,6 +576,54 @@ def packument(base):
 def page(*links):
     rows = "".join(f'<a href="{html.escape(to)}">{html.escape(text)}</a>\n' for to, text in links)
     return f"<!DOCTYPE html>\n<html><body>\n{rows}</body></html>\n".encode()
+
+
+SAYS = "hello from model"
+
+
+def claude_message(name):
+    return {
+        "id": "msg_1", "type": "message", "role": "assistant", "model": name,
+        "content": [{"type": "text", "text": SAYS}],
+        "stop_reason": "end_turn", "stop_sequence": None,
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    }
+
+
+def claude_events(message):
+    start = message | {"content": [], "stop_reason": None}
+    yield {"type": "message_start", "message": start}
+    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    yield {"type": "content_block_delta", "index": 0,
+           "delta": {"type": "text_delta", "text": SAYS}}
+    yield {"type": "content_block_stop", "index": 0}
+    yield {"type": "message_delta", "usage": {"output_tokens": 1},
+           "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
+    yield {"type": "message_stop"}
+
+
+def codex_response(name):
+    return {
+        "id": "resp_1", "object": "response", "status": "completed", "model": name,
+        "output": [{
+            "id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
+            "content": [{"type": "output_text", "text": SAYS, "annotations": []}],
+        }],
+        "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2,
+                  "input_tokens_details": {"cached_tokens": 0},
+                  "output_tokens_details": {"reasoning_tokens": 0}},
+    }
+
+
+def codex_events(response):
+    item = response["output"][0]
+    yield {"type": "response.created",
+           "response": response | {"status": "in_progress", "output": []}}
+    yield {"type": "response.output_item.added", "output_index": 0, "item": item | {"content": []}}
+    yield {"type": "response.output_text.delta", "item_id": item["id"], "output_index": 0,
+           "content_index": 0, "delta": SAYS}
+    yield {"type": "response.output_item.done", "output_index": 0, "item": item}
+    yield {"type": "response.completed", "response": response}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -345,6 +680,15 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(json.dumps(body).encode(), "application/json")
         elif path == "/nctest/-/nctest-1.0.0.tgz":
             self.reply(TARBALL, "application/octet-stream")
+        elif path == "/index/config.json":
+            link = f"{self.server.scheme}://{self.host()}/crates/{{crate}}-{{version}}.crate"
+            self.reply(json.dumps({"dl": link}).encode(), "application/json")
+        elif path == "/index/nc/te/nctest":
+            self.reply(json.dumps(CRATE_LINE).encode() + b"\n")
+        elif path == "/crates/nctest-1.0.0.crate":
+            self.reply(CRATE, "application/octet-stream")
+        elif path == "/websocket":
+            self.websocket()
         elif path.startswith("/repo.git/"):
             self.file(path.removeprefix("/repo.git/"))
         else:
@@ -366,10 +710,49 @@ class Handler(BaseHTTPRequestHandler):
                 self.head(200, "application/octet-stream", length)
                 while part := body.read(len(BLOCK)):
                     self.wfile.write(part)
+            elif self.path.split("?", 1)[0] in ("/v1/messages", "/v1/responses"):
+                self.model(json.loads(body.read()))
             elif self.path.startswith("/-/npm/v1/security/"):
                 self.reply(b"{}", "application/json")
             else:
                 self.missing()
+
+    def websocket(self):
+        """Answers each message with itself, as RFC 6455 has it; short ones only."""
+        seed = self.headers.get("Sec-WebSocket-Key", "") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept",
+                         base64.b64encode(hashlib.sha1(seed.encode()).digest()).decode())
+        self.end_headers()
+        self.wfile.flush()
+        self.close_connection = True
+        while len(head := self.rfile.read(2)) == 2:
+            length = head[1] & 0x7F
+            if length > 125:
+                return
+            mask = self.rfile.read(4)
+            data = bytes(byte ^ mask[i % 4] for i, byte in enumerate(self.rfile.read(length)))
+            self.wfile.write(bytes([head[0], length]) + data)
+            self.wfile.flush()
+            if head[0] & 15 == 8:
+                return
+
+    def model(self, request):
+        """Anthropic's messages and OpenAI's responses, streamed or not."""
+        name, stream = request.get("model", "test"), request.get("stream", False)
+        if "/messages" in self.path:
+            answer = claude_message(name)
+            events = claude_events(answer)
+        else:
+            answer = codex_response(name)
+            events = codex_events(answer)
+        if not stream:
+            self.reply(json.dumps(answer).encode(), "application/json")
+            return
+        text = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+        self.reply(text.encode(), "text/event-stream")
 
     def body(self, into):
         """Reads the request's body; what is wrong with it is a ValueError."""
@@ -638,6 +1021,11 @@ def main():
     serve_tcp(MAIN, 7, echo_whole, log)
     serve_tcp(MAIN, 9, sink, log)
     serve_tcp(MAIN, 2525, banner, log)
+    serve_tcp(MAIN, 22, Ssh(os.path.join(where, "server.key"), repo), log)
+    serve_tcp(MAIN, 3306, mysql, log)
+    serve_tcp(MAIN, 5432, postgres, log)
+    serve_tcp(MAIN, 6379, redis, log)
+    serve_tcp(MAIN, 5353, dns_tcp(dns), log)
     serve_udp(MAIN, 9999, echo)
     serve_udp(MAIN, 443, echo)
     print("ready", flush=True)
