@@ -242,8 +242,13 @@ pub mod docker {
             done.out.trim().parse().map_err(|error| Failed::from(format!("{error}: {done:?}")))
         }
 
-        /// Audit records of its sandbox.
+        /// Audit records of its sandbox, but for sockets that were opened.
         pub fn audit(&self) -> Vec<serde_json::Value> {
+            self.records().into_iter().filter(|record| record["event"] != "dial").collect()
+        }
+
+        /// All audit records of its sandbox.
+        pub fn records(&self) -> Vec<serde_json::Value> {
             std::fs::read_to_string(format!("/var/log/nemoclaw/{}.jsonl", self.id))
                 .unwrap_or_default()
                 .lines()

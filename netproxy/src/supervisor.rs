@@ -265,7 +265,7 @@ impl Supervisor {
             if audit.has_failed() {
                 bail!("the audit file cannot be written; egress is closed");
             }
-            if is_ready(1) && !self.answer(&members) {
+            if is_ready(1) && !self.answer(&members, audit) {
                 self.end_worker_now();
             }
             let status = self.worker.as_ref().map_or(0, |worker| worker.pid.as_raw_nonzero().get());
@@ -319,8 +319,9 @@ impl Supervisor {
         }
     }
 
-    /// Answers one request; false when the worker must not live on.
-    fn answer(&mut self, members: &Members) -> bool {
+    /// Answers one request; false when the worker must not live on. A socket is only
+    /// handed over once it is on record, whatever the worker says of it later.
+    fn answer(&mut self, members: &Members, audit: &mut AuditFile) -> bool {
         let Some(worker) = &self.worker else { return true };
         let mut bytes = [0; link::REQUEST_BYTES + 1];
         let length = match recv(worker.link.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
@@ -336,9 +337,18 @@ impl Supervisor {
                 let caller = self.identifier.identify(source, destination, members);
                 (0, serde_json::to_vec(&caller).unwrap_or_default(), None)
             }
-            Ask::Tcp(address) => split(upstream::tcp(address, &self.config)),
-            Ask::Udp(address) => split(upstream::udp(address, &self.config)),
+            Ask::Tcp(address) => split(
+                upstream::tcp(address, &self.config)
+                    .and_then(|own| audit.dial(own, "tcp", address)),
+            ),
+            Ask::Udp(address) => split(
+                upstream::udp(address, &self.config)
+                    .and_then(|own| audit.dial(own, "udp", address)),
+            ),
         };
+        if audit.has_failed() {
+            return false;
+        }
         let rest = if rest.len() + 8 > link::ANSWER_BYTES { Vec::new() } else { rest };
         let answer = link::encode_answer(request.number, errno, &rest);
         send(&worker.link, &answer, socket.as_ref())

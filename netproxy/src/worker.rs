@@ -29,7 +29,7 @@ use tokio::task::LocalSet;
 
 use names::Names;
 use record::Recorder;
-use relay::Pipes;
+use relay::{Limits, Pipes};
 use resolve::Resolver;
 use supervisor::Link;
 
@@ -38,8 +38,8 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Most refusals explained at once: who floods us with what is refused must not keep
 /// others from being heard. Further ones are reset.
 const MAX_EXPLAINED: usize = 256;
-/// Longest time without traffic that is waited for.
-const LONGEST_IDLE: Duration = Duration::from_hours(365 * 24);
+/// Longest time that is waited for anything.
+const LONGEST: Duration = Duration::from_hours(365 * 24);
 /// Length of the listeners' queues.
 const BACKLOG: i32 = 1024;
 
@@ -125,7 +125,8 @@ pub(crate) struct Context {
     /// Connections of each program that has any.
     programs: RefCell<HashMap<String, u64>>,
     per_program: u64,
-    idle: Duration,
+    wildcard_names: u64,
+    limits: Limits,
     pipes: Pipes,
     /// Refusals that may be explained at once.
     explained: Semaphore,
@@ -162,10 +163,8 @@ async fn serve(
 ) -> Result<()> {
     let link = Link::new(link)?;
     let table = handles.table.try_clone().context("cannot share the table of names")?;
-    let known =
-        |host: &nemoclaw_spec::name::Host| engine.is_some_and(|engine| engine.knows_host(host));
-    let names = Names::load(table, handles.has_v6(), &config.search, &known);
-    let options = engine.map(|engine| &engine.policy().options);
+    let names = Names::load(table, handles.has_v6(), &config.search);
+    let bounds = engine.map(|engine| engine.policy().options.connections);
     let context = Rc::new(Context {
         engine,
         names,
@@ -174,12 +173,21 @@ async fn serve(
         recorder: Recorder::new(audit)?,
         sandbox: config.sandbox.clone(),
         hosts: config.hosts.clone(),
-        slots: Semaphore::new(MAX_CONNECTIONS),
+        slots: Semaphore::new(bounds.map_or(MAX_CONNECTIONS, |bounds| {
+            usize::try_from(bounds.total).map_or(MAX_CONNECTIONS, |n| n.min(MAX_CONNECTIONS))
+        })),
         programs: RefCell::default(),
-        per_program: options.map_or(u64::MAX, |options| options.per_program),
-        idle: options
-            .map_or(Duration::MAX, |options| Duration::from_millis(options.idle_ms))
-            .min(LONGEST_IDLE),
+        per_program: bounds.map_or(u64::MAX, |bounds| bounds.per_program),
+        wildcard_names: bounds.map_or(u64::MAX, |bounds| bounds.wildcard_names),
+        limits: Limits {
+            idle: bounds
+                .map_or(Duration::MAX, |bounds| Duration::from_millis(bounds.idle_ms))
+                .min(LONGEST),
+            lifetime: bounds
+                .and_then(|bounds| bounds.lifetime_ms)
+                .map_or(Duration::MAX, Duration::from_millis)
+                .min(LONGEST),
+        },
         pipes: Pipes::default(),
         explained: Semaphore::new(MAX_EXPLAINED),
     });

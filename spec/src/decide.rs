@@ -8,6 +8,7 @@
 pub mod diff;
 pub mod explain;
 mod index;
+mod naming;
 mod request;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use crate::http::Request;
 use crate::name::Host;
 use crate::policy::{Policy, Protocol};
 use index::{Bundle, Group, Index, Site};
+pub use naming::Naming;
 
 /// What a connection, or one request on it, is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,6 +264,9 @@ pub enum Reason {
     ConnectionBudget,
     /// Something of ours failed.
     Internal,
+    /// A name carries more than one that only a wildcard admits may, or there were too
+    /// many names.
+    NameBudget,
     /// The protocol or destination makes no sense here.
     Malformed,
     /// No rule covers host and port.
@@ -281,7 +286,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason there is.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AddressNever,
         Self::AddressNotListed,
         Self::AddressPrivate,
@@ -291,6 +296,7 @@ impl Reason {
         Self::ConnectionBudget,
         Self::Internal,
         Self::Malformed,
+        Self::NameBudget,
         Self::NoEndpoint,
         Self::NoSuchHost,
         Self::RequestDenied,
@@ -311,6 +317,7 @@ impl Reason {
             Self::ConnectionBudget => "connection_budget",
             Self::Internal => "internal",
             Self::Malformed => "malformed",
+            Self::NameBudget => "name_budget",
             Self::NoEndpoint => "no_endpoint",
             Self::NoSuchHost => "no_such_host",
             Self::RequestDenied => "request_denied",
@@ -340,6 +347,9 @@ impl Reason {
             }
             Self::Internal => "an internal error; refused to be safe",
             Self::Malformed => "the request makes no sense to the proxy",
+            Self::NameBudget => {
+                "the name is long and random, or one of too many: `connections: {wildcard_bits: ..., wildcard_names: ...}` say what names may carry that only a wildcard admits"
+            }
             Self::NoEndpoint => "no rule names this host and port",
             Self::NoSuchHost => "the name does not exist",
             Self::RequestDenied => "a deny rule covers this request",
@@ -452,7 +462,25 @@ impl Engine {
         for layer in &self.narrower {
             answer = both(answer, layer.decide(intent, caller));
         }
-        answer
+        match (&answer, &intent.destination) {
+            (Decision::Allow(_) | Decision::Inspect(_), Destination::Host(host))
+                if !self.may_carry(host) =>
+            {
+                let nearest = self.index.first(&groups, intent.port);
+                deny(Reason::NameBudget, nearest.map(|first| self.reference(first)))
+            }
+            _ => answer,
+        }
+    }
+
+    /// Whether a name says no more than one of its kind may.
+    fn may_carry(&self, host: &Host) -> bool {
+        if self.naming(host) == Naming::Spelled {
+            return true;
+        }
+        let most = self.policy.options.connections.wildcard_bits;
+        let (sum, one) = naming::carried(host);
+        one <= most && sum <= most.saturating_mul(3) / 2
     }
 
     fn decide_for(&self, intent: &Intent, holder: &Process, groups: &[Group]) -> Decision {
@@ -529,10 +557,10 @@ impl Engine {
         }
     }
 
-    /// True when some rule could allow this host: such a host keeps its
+    /// How rules could come to allow this host: one that is spelled out keeps its
     /// virtual address for the life of the sandbox.
-    pub fn knows_host(&self, host: &Host) -> bool {
-        self.index.knows(host)
+    pub fn naming(&self, host: &Host) -> Naming {
+        self.index.naming(host)
     }
 
     /// The order in which equal rules are named: by key, then place.
@@ -592,6 +620,7 @@ pub fn remedy(
             | Reason::ConnectionBudget
             | Reason::Internal
             | Reason::Malformed
+            | Reason::NameBudget
             | Reason::NoSuchHost
             | Reason::RequestDenied
             | Reason::ServerName

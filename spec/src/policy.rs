@@ -29,7 +29,7 @@ use crate::http::Method;
 use crate::name::{BinaryPattern, HostPattern};
 pub use diagnostic::{Diagnostic, InvalidPolicy, Severity};
 pub use merge::{Files, Library, NoLibrary};
-pub use options::{Assertion, Excess, Ingress, Options, ToolFiles};
+pub use options::{Assertion, Connections, Excess, Ingress, Options, ToolFiles};
 
 /// The policy that applies when the operator has written none: no egress,
 /// every confinement on. Same text as `policies/baseline.yaml`.

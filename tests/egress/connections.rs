@@ -10,7 +10,7 @@ use crate::IMAGE;
 
 const RUNTIME: &str = "nemoclaw-connections";
 
-pub(super) const TRIALS: [crate::Named; 8] = [
+pub(super) const TRIALS: [crate::Named; 9] = [
     ("urgent_data_does_not_end_a_stream", urgent),
     ("what_happened_is_counted", metrics),
     ("a_program_that_was_replaced_is_another_program", replaced),
@@ -19,6 +19,7 @@ pub(super) const TRIALS: [crate::Named; 8] = [
     ("an_address_that_does_not_answer_delays_little", two_addresses),
     ("a_program_has_its_share_of_connections", budget),
     ("an_idle_connection_ends_and_a_busy_one_does_not", idle),
+    ("a_connection_lasts_as_long_as_it_may", lifetime),
 ];
 
 /// Says hello in one way or another and tells whether a handshake came of it.
@@ -255,4 +256,21 @@ except ConnectionResetError: print('reset', 0.9 < time.time() - begun < 2.5)
     contains("seen", &seen.out, "busy\nreset True")?;
     eventually(Duration::from_secs(2), "its end", || !closed(&container).is_empty())?;
     equal("reason", &closed(&container).first().map(|r| r["reason"].clone()), &Some("idle".into()))
+}
+
+fn lifetime() -> Outcome {
+    let script = "
+import socket, time
+s = socket.create_connection(('allowed.test', 2525), 5); s.settimeout(5); s.recv(99)
+begun = time.time()
+try:
+    while True: time.sleep(0.3); s.sendall(b'x\\\\n'); s.recv(99)
+except OSError: print('reset', 5 < time.time() - begun < 8)
+";
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    let seen = container.sh(&format!("python3 -c \"{script}\"")).ok()?;
+    contains("seen", &seen.out, "reset True")?;
+    eventually(Duration::from_secs(2), "its end", || !closed(&container).is_empty())?;
+    let reason = closed(&container).first().map(|record| record["reason"].clone());
+    equal("reason", &reason, &Some("lifetime".into()))
 }

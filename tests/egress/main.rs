@@ -6,6 +6,7 @@
 mod connections;
 mod faults;
 mod identity;
+mod names;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
     trials.extend(connections::TRIALS);
     trials.extend(faults::TRIALS);
     trials.extend(identity::TRIALS);
+    trials.extend(names::TRIALS);
     run_as_root(trials)
 }
 

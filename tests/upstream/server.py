@@ -52,7 +52,8 @@ OTHER = "203.0.113.11"
 # Served where the namespace has them, so that a test sees what does get through.
 EXTRA = ("10.99.0.10", "169.254.169.254", "2001:db8:113::10")
 
-# A name has an address or is an alias; all else does not exist.
+# A name has an address or is an alias; all else does not exist, but for everything
+# below wild.test, which has the first address.
 ZONE = {
     "allowed.test": MAIN,
     "denied.test": MAIN,
@@ -156,7 +157,12 @@ def answer(message, log):
         return None
     log.line(TYPES.get(kind, f"TYPE{kind}"), name)
     records, rcode = [], 0
-    if name not in ZONE:
+    wild = name.endswith(".wild.test")
+    if wild and kind == 1:
+        records.append(record(b"\xc0\x0c", 1, socket.inet_aton(MAIN)))
+    elif wild:
+        pass
+    elif name not in ZONE:
         rcode = 3
     elif name in ALIASES:
         target = ZONE[name]

@@ -9,6 +9,7 @@
 use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -136,6 +137,25 @@ impl AuditFile {
         if let serde_json::Value::Object(record) = json!({"v": 1, "event": event}) {
             self.append(record);
         }
+    }
+
+    /// Records a socket that has begun to go out, and gives it back.
+    ///
+    /// # Errors
+    /// Where nobody can say where it comes from.
+    pub(super) fn dial(
+        &mut self,
+        socket: OwnedFd,
+        protocol: &str,
+        to: SocketAddr,
+    ) -> std::io::Result<OwnedFd> {
+        let from = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
+        let (from, to) = (from.to_string(), to.to_string());
+        let record = json!({"v": 1, "event": "dial", "protocol": protocol, "from": from, "to": to});
+        if let serde_json::Value::Object(record) = record {
+            self.append(record);
+        }
+        Ok(socket)
     }
 
     /// True once a record could not be written: what cannot be recorded must

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use nemoclaw_spec::address;
 use nemoclaw_spec::audit::Event;
 use nemoclaw_spec::control::{EXPLICIT_HOST, EXPLICIT_PORT};
-use nemoclaw_spec::decide::{Caller, Decision, Denial, Destination, Intent, Permit, Reason};
+use nemoclaw_spec::decide::{
+    Caller, Decision, Denial, Destination, Intent, Naming, Permit, Reason,
+};
 use nemoclaw_spec::name::Host;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::names::Names;
 use super::relay::End;
 use super::supervisor::Link;
 use super::{Context, explicit, refuse, relay};
@@ -186,6 +189,11 @@ impl<'a> Attempt<'a> {
     }
 
     fn decide(&self) -> Result<Permit, Denial> {
+        if let Destination::Address { address, .. } = &self.intent.destination
+            && Names::is_shared(*address)
+        {
+            return Err(Denial { reason: Reason::NameBudget, nearest: None });
+        }
         let decision = match self.context.engine {
             Some(engine) => engine.decide(&self.intent, &self.caller),
             None => Decision::observed(&self.intent),
@@ -201,9 +209,17 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Names of the sandbox's own making reach outside: so many and no more.
+    fn may_resolve(&self, host: &Host) -> bool {
+        let Context { engine, names, wildcard_names, .. } = self.context;
+        engine.is_none_or(|engine| engine.naming(host) == Naming::Spelled)
+            || names.may_resolve(host, *wildcard_names)
+    }
+
     /// Resolves, checks every address and dials one that was checked.
     async fn dial(&self, permit: &Permit) -> Result<(TcpStream, SocketAddr), Reason> {
         let candidates = match permit.destination() {
+            Destination::Host(host) if !self.may_resolve(host) => return Err(Reason::NameBudget),
             Destination::Host(host) => self
                 .context
                 .resolver
@@ -235,13 +251,14 @@ impl<'a> Attempt<'a> {
     /// Relays an allowed connection to its end, and records that.
     pub(super) async fn relay(&mut self, (client, early): (TcpStream, &[u8]), upstream: TcpStream) {
         let started = Instant::now();
-        let Context { idle, pipes, .. } = self.context;
+        let Context { limits, pipes, .. } = self.context;
         let destination = &self.intent.destination;
         let destination = self.context.engine.map(|_enforces| destination);
-        let relayed = relay::run((client, early), upstream, destination, *idle, pipes).await;
+        let relayed = relay::run((client, early), upstream, destination, *limits, pipes).await;
         match relayed.end {
             End::Closed | End::Broken => {}
             End::Idle => self.event.reason = Some("idle".to_owned()),
+            End::Lifetime => self.event.reason = Some("lifetime".to_owned()),
             End::ServerName => {
                 let denial = Denial { reason: Reason::ServerName, nearest: None };
                 self.event.refused(&denial, &self.intent, &self.caller);

@@ -10,6 +10,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use nemoclaw_spec::control::EXPLICIT_HOST;
+use nemoclaw_spec::decide::Naming;
 use nemoclaw_spec::name::Host;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -176,11 +177,14 @@ fn lookup(context: &Context, name: &Name, kind: RecordType) -> Result<Vec<RData>
             })
             .collect());
     }
-    let known = context.engine.is_some_and(|engine| engine.knows_host(&host))
-        || host.as_str() == EXPLICIT_HOST;
+    let naming = match context.engine {
+        _ if host.as_str() == EXPLICIT_HOST => Naming::Spelled,
+        Some(engine) => engine.naming(&host),
+        None => Naming::Wildcard,
+    };
     // `api.example.com.corp.example` is a resolver library's try, not a name
     // somebody means; answering it would hide the real one.
-    if !known && context.names.is_search_attempt(&host) {
+    if naming == Naming::Unknown && context.names.is_search_attempt(&host) {
         return Err(ResponseCode::NXDomain);
     }
     let wants_v6 = kind == RecordType::AAAA && context.names.has_v6();
@@ -188,7 +192,7 @@ fn lookup(context: &Context, name: &Name, kind: RecordType) -> Result<Vec<RData>
         // HTTPS and SVCB too: no hints for QUIC or encrypted hellos.
         return Ok(Vec::new());
     }
-    let address = context.names.assign(&host, known).ok_or(ResponseCode::ServFail)?;
+    let address = context.names.assign(&host, naming).ok_or(ResponseCode::ServFail)?;
     Ok(vec![if wants_v6 { RData::AAAA(AAAA(address.v6())) } else { RData::A(A(address.v4())) }])
 }
 

@@ -87,6 +87,7 @@ pub(super) fn status(reason: Reason) -> u16 {
         | Reason::NoEndpoint
         | Reason::RequestDenied
         | Reason::RequestNotAllowed
+        | Reason::NameBudget
         | Reason::ServerName => 403,
     }
 }

@@ -39,8 +39,19 @@ pub(super) enum End {
     Broken,
     /// Nothing came from either side for too long.
     Idle,
+    /// It has lasted as long as one may.
+    Lifetime,
     /// The client asked for another server, or sent a hello that makes no sense.
     ServerName,
+}
+
+/// How long a connection may last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Without a byte in either direction.
+    pub(super) idle: Duration,
+    /// In all.
+    pub(super) lifetime: Duration,
 }
 
 /// What has been relayed.
@@ -133,7 +144,7 @@ fn nothing_left(source: &TcpStream) -> io::Result<Option<usize>> {
     }
 }
 
-/// Relays until both directions have ended, or nothing has moved for `idle`.
+/// Relays until both directions have ended, or the limits end it.
 /// `early` is what the client has sent already; without a `destination` the server
 /// name is only recorded. An upstream stream only exists where
 /// a permit was dialled.
@@ -141,7 +152,7 @@ pub(super) async fn run(
     (client, early): (TcpStream, &[u8]),
     upstream: TcpStream,
     destination: Option<&Destination>,
-    idle: Duration,
+    limits: Limits,
     pipes: &Pipes,
 ) -> Relayed {
     let _latency = client.set_nodelay(true);
@@ -155,7 +166,7 @@ pub(super) async fn run(
         server_name: RefCell::new(None),
         disagrees: Cell::new(false),
     };
-    let end = relay.both(early, destination, idle).await;
+    let end = relay.both(early, destination, limits).await;
     if end != End::Closed {
         // Whoever is still there hears of it as if there were nobody between.
         for stream in [&client, &upstream] {
@@ -171,7 +182,13 @@ pub(super) async fn run(
 }
 
 impl Relay<'_> {
-    async fn both(&self, early: &[u8], destination: Option<&Destination>, idle: Duration) -> End {
+    async fn both(
+        &self,
+        early: &[u8],
+        destination: Option<&Destination>,
+        Limits { idle, lifetime }: Limits,
+    ) -> End {
+        let last = Instant::now() + lifetime;
         let outward = async {
             if self.start(early, destination).await? {
                 self.pump(self.client, self.upstream, &self.sent).await?;
@@ -185,7 +202,7 @@ impl Relay<'_> {
         let work = async { tokio::try_join!(outward, inward) };
         tokio::pin!(work);
         loop {
-            let deadline = self.moved.get() + idle;
+            let deadline = (self.moved.get() + idle).min(last);
             tokio::select! {
                 result = &mut work => {
                     let result: io::Result<((), ())> = result;
@@ -196,6 +213,9 @@ impl Relay<'_> {
                     };
                 }
                 () = sleep_until(deadline) => {
+                    if last <= Instant::now() {
+                        return End::Lifetime;
+                    }
                     if self.moved.get() + idle <= Instant::now() {
                         return End::Idle;
                     }

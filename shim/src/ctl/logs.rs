@@ -31,6 +31,9 @@ pub(crate) struct Logs {
     /// Only refusals
     #[arg(long)]
     denied: bool,
+    /// Also each socket that the proxy opened, resolvers' included: from where, to where
+    #[arg(long, conflicts_with_all = ["denied", "findings"])]
+    dials: bool,
     /// What happened to guarded files instead: tool files, private modes, shields
     #[arg(long, conflicts_with = "denied")]
     findings: bool,
@@ -80,7 +83,8 @@ impl Logs {
     }
 
     fn wants(&self, line: &str) -> bool {
-        !self.denied || line.contains("\"decision\":\"deny\"")
+        (self.dials || !line.contains("\"event\":\"dial\""))
+            && (!self.denied || line.contains("\"decision\":\"deny\""))
     }
 
     fn files(&self) -> Result<Vec<PathBuf>> {

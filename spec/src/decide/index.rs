@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::{AddressRule, Destination, Process};
+use super::{AddressRule, Destination, Naming, Process};
 use crate::address;
 use crate::glob::{Kind, Map, Pattern, Trie};
 use crate::name::{Host, HostPattern};
@@ -216,8 +216,14 @@ impl Index {
         self.addresses.contains_key(&address::unwrap(address))
     }
 
-    pub(super) fn knows(&self, host: &Host) -> bool {
-        self.exact.contains_key(host) || !self.wild.find(host.as_str()).is_empty()
+    pub(super) fn naming(&self, host: &Host) -> Naming {
+        if self.exact.contains_key(host) {
+            Naming::Spelled
+        } else if self.everywhere.is_some() || !self.wild.find(host.as_str()).is_empty() {
+            Naming::Wildcard
+        } else {
+            Naming::Unknown
+        }
     }
 
     /// The first endpoint for these hosts and this port, whoever asks.

@@ -585,8 +585,8 @@ static NEMOCLAW: Section = Section {
         key(
             "connections",
             Kind::Section(&CONNECTIONS),
-            "{idle: 24h, per_program: 1024}",
-            "Bounds on connections out of the sandbox, of which there are at most 4096 at once.",
+            "{idle: 24h, per_program: 1024, total: 4096, wildcard_bits: 200, wildcard_names: 1000}",
+            "Bounds on connections out of the sandbox, and on what names may carry out.",
             "connections: {idle: 30m}",
             "many",
         ),
@@ -764,7 +764,7 @@ static RESOURCES: Section = Section {
 
 static CONNECTIONS: Section = Section {
     name: "connections",
-    about: "Bounds on connections out of the sandbox. What ends by them is reset, and its record says `idle` or `connection_budget`.",
+    about: "Bounds on connections out of the sandbox, and on what names may carry out. What ends by them is reset, and its record says `idle`, `lifetime`, `connection_budget` or `name_budget`.",
     frame: "version: 1, nemoclaw: {connections: {@}}",
     fields: &[
         key(
@@ -782,6 +782,38 @@ static CONNECTIONS: Section = Section {
             "How many connections one program may have at once; others keep theirs.",
             "per_program: 64",
             "0",
+        ),
+        key(
+            "total",
+            Integer(1, 4096),
+            "4096",
+            "How many connections there may be at once. Further ones wait.",
+            "total: 256",
+            "0",
+        ),
+        key(
+            "lifetime",
+            Duration,
+            "no limit",
+            "How long a connection may last, whatever it carries.",
+            "lifetime: 8h",
+            "never",
+        ),
+        key(
+            "wildcard_bits",
+            Integer(0, 1024),
+            "200",
+            "How many bits one label of a name may carry that only a wildcard admits, by the frequency of its characters; the whole name half as many again. 40 hexadecimal digits have 160, 52 random letters and digits 220. A rule that spells the name out admits it whatever it carries.",
+            "wildcard_bits: 120",
+            "few",
+        ),
+        key(
+            "wildcard_names",
+            Integer(0, 100_000),
+            "1000",
+            "How many different names that only a wildcard admits may be resolved while the sandbox runs.",
+            "wildcard_names: 50",
+            "few",
         ),
     ],
 };

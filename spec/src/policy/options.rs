@@ -122,10 +122,8 @@ pub struct Options {
     pub image_by_cri: bool,
     /// What may connect in; `None` for what DESIGN 7 admits by itself.
     pub ingress: Option<Vec<Ingress>>,
-    /// How long a connection may carry nothing, in milliseconds.
-    pub idle_ms: u64,
-    /// How many connections one program may have at once.
-    pub per_program: u64,
+    /// Bounds on connections out.
+    pub connections: Connections,
     /// Size of a /tmp in memory, in bytes.
     pub tmp: Option<i64>,
     /// The most processes the engine may ask for; the limit itself by default.
@@ -140,6 +138,58 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self::of(Map::new())
+    }
+}
+
+/// Bounds on connections out of the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// How long one may carry nothing, in milliseconds.
+    pub idle_ms: u64,
+    /// How long one may last, in milliseconds.
+    pub lifetime_ms: Option<u64>,
+    /// How many one program may have at once.
+    pub per_program: u64,
+    /// How many there may be at once.
+    pub total: u64,
+    /// How many bits a label may carry of a name that only a wildcard admits.
+    pub wildcard_bits: u64,
+    /// How many such names may be resolved while the sandbox runs.
+    pub wildcard_names: u64,
+}
+
+impl Connections {
+    fn of(section: Option<&Json>) -> Self {
+        let number = |key: &str| section?.get(key)?.as_u64();
+        let milliseconds =
+            |key: &str| section?.get(key)?.as_str().and_then(super::shape::parse_duration);
+        Self {
+            idle_ms: milliseconds("idle").unwrap_or(24 * 3_600_000),
+            lifetime_ms: milliseconds("lifetime"),
+            per_program: number("per_program").unwrap_or(1024),
+            total: number("total").unwrap_or(4096),
+            wildcard_bits: number("wildcard_bits").unwrap_or(200),
+            wildcard_names: number("wildcard_names").unwrap_or(1000),
+        }
+    }
+
+    /// The stricter of two, as the section would say it.
+    fn narrowed(&self, other: &Self) -> Json {
+        let mut said = Map::new();
+        let idle = self.idle_ms.min(other.idle_ms);
+        said.insert("idle".to_owned(), Json::from(format!("{idle}ms")));
+        if let Some(most) = self.lifetime_ms.into_iter().chain(other.lifetime_ms).min() {
+            said.insert("lifetime".to_owned(), Json::from(format!("{most}ms")));
+        }
+        for (key, a, b) in [
+            ("per_program", self.per_program, other.per_program),
+            ("total", self.total, other.total),
+            ("wildcard_bits", self.wildcard_bits, other.wildcard_bits),
+            ("wildcard_names", self.wildcard_names, other.wildcard_names),
+        ] {
+            said.insert(key.to_owned(), Json::from(a.min(b)));
+        }
+        Json::Object(said)
     }
 }
 
@@ -302,11 +352,7 @@ impl Options {
             ingress: at("ingress")
                 .and_then(Json::as_array)
                 .map(|entries| entries.iter().filter_map(Ingress::of).collect()),
-            idle_ms: at("connections.idle")
-                .and_then(Json::as_str)
-                .and_then(super::shape::parse_duration)
-                .unwrap_or(24 * 3_600_000),
-            per_program: at("connections.per_program").and_then(Json::as_u64).unwrap_or(1024),
+            connections: Connections::of(at("connections")),
             tmp: at("resources.tmp").and_then(in_bytes),
             memory: at("resources.memory").and_then(in_bytes),
             millicpus: at("resources.cpus").and_then(Json::as_f64).map(in_thousandths),
@@ -355,8 +401,7 @@ impl Options {
         };
         set(["resources", "pids"], Json::from(pids));
         set(["resources", "open_files"], Json::from(self.open_files.min(other.open_files)));
-        set(["connections", "idle"], Json::from(format!("{}ms", self.idle_ms.min(other.idle_ms))));
-        set(["connections", "per_program"], Json::from(self.per_program.min(other.per_program)));
+        set(["connections", ""], self.connections.narrowed(&other.connections));
         let least = |a: Option<i64>, b: Option<i64>| a.into_iter().chain(b).min();
         if let Some(memory) = least(self.memory, other.memory) {
             set(["resources", "memory"], Json::from(memory));
