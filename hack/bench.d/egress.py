@@ -113,7 +113,8 @@ class Direct:
         pids = [self.process.pid]
         for pid in pids:
             for path in glob.glob(f"/proc/{pid}/task/*/children"):
-                with open(path) as file:
+                # A thread may have ended meanwhile.
+                with contextlib.suppress(OSError), open(path) as file:
                     pids += [int(child) for child in file.read().split()]
         return pids
 

@@ -35,9 +35,12 @@ use audit::AuditFile;
 use connects::Connects;
 use control::{Control, Members, Told};
 use identify::Identifier;
+use upstream::Upstream;
 
 /// A worker that dies younger than this is replaced after a pause.
 const YOUNG: Duration = Duration::from_millis(20);
+/// Most questions of the worker answered at a time.
+const MAX_BATCH: usize = 32;
 /// Longest pause before a replacement.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -70,9 +73,9 @@ pub(crate) fn run() -> Result<()> {
     let identifier = Identifier::new(watched(engine.as_ref(), &named))
         .inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     confine::supervisor().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
-    let pause = Duration::ZERO;
+    let (upstream, pause) = (Upstream::new(), Duration::ZERO);
     let mut supervisor =
-        Supervisor { config, engine, handles, identifier, named, worker: None, pause };
+        Supervisor { config, engine, handles, identifier, upstream, named, worker: None, pause };
     supervisor.start_worker().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     control.accept_with(listener);
     let result = supervisor.serve(&mut control, &mut audit, connects);
@@ -167,6 +170,7 @@ struct Supervisor {
     engine: Option<Engine>,
     handles: Handles,
     identifier: Identifier,
+    upstream: Upstream,
     /// Programs that policy names by their whole path.
     named: Vec<String>,
     worker: Option<Worker>,
@@ -222,6 +226,7 @@ impl Supervisor {
         let _killed = pidfd_send_signal(&worker.pidfd, Signal::KILL);
         let _reaped = waitpid(Some(worker.pid), WaitOptions::empty());
         audit.note("worker_restarted");
+        audit.flush();
         audit.counts.restarted();
         if worker.started.elapsed() < YOUNG {
             self.pause = (self.pause * 2).clamp(Duration::from_millis(10), LONGEST_PAUSE);
@@ -283,7 +288,9 @@ impl Supervisor {
             if let Some(names) = members.names.take() {
                 self.rename(names)?;
             }
-            members.remove_ended();
+            if ready.get(from_members..).is_some_and(|ended| ended.contains(&true)) {
+                members.remove_ended();
+            }
             if members.is_finished() || (control.is_alone() && members.is_empty()) {
                 if let Some(worker) = &self.worker {
                     audit.drain(&worker.audit);
@@ -319,50 +326,53 @@ impl Supervisor {
         }
     }
 
-    /// Answers one request; false when the worker must not live on. A socket is only
-    /// handed over once it is on record, whatever the worker says of it later.
+    /// Answers what the worker has asked; false when it must not live on. A socket is
+    /// only handed over once it is on record, whatever the worker says of it later.
     fn answer(&mut self, members: &Members, audit: &mut AuditFile) -> bool {
         let Some(worker) = &self.worker else { return true };
+        let link = worker.link.as_raw_fd();
+        let mut answers = Vec::new();
         let mut bytes = [0; link::REQUEST_BYTES + 1];
-        let length = match recv(worker.link.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-            // The worker has closed its end: its pidfd tells the rest.
-            Ok(0) => return false,
-            Ok(length) => length,
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return true,
-            Err(_) => return false,
-        };
-        let Some(request) = bytes.get(..length).and_then(Request::decode) else { return false };
-        let (errno, rest, socket) = match request.ask {
-            Ask::Identify { source, destination } => {
-                let caller = self.identifier.identify(source, destination, members);
-                (0, serde_json::to_vec(&caller).unwrap_or_default(), None)
-            }
-            Ask::Tcp(address) => split(
-                upstream::tcp(address, &self.config)
-                    .and_then(|own| audit.dial(own, "tcp", address)),
-            ),
-            Ask::Udp(address) => split(
-                upstream::udp(address, &self.config)
-                    .and_then(|own| audit.dial(own, "udp", address)),
-            ),
-        };
+        while answers.len() < MAX_BATCH {
+            let length = match recv(link, &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                // The worker has closed its end: its pidfd tells the rest.
+                Ok(0) => return false,
+                Ok(length) => length,
+                Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => break,
+                Err(_) => return false,
+            };
+            let Some(request) = bytes.get(..length).and_then(Request::decode) else {
+                return false;
+            };
+            let (errno, rest, socket) = self.reply(request.ask, members, audit);
+            let rest = if rest.len() + 8 > link::ANSWER_BYTES { Vec::new() } else { rest };
+            answers.push((link::encode_answer(request.number, errno, &rest), socket));
+        }
+        audit.flush();
         if audit.has_failed() {
             return false;
         }
-        let rest = if rest.len() + 8 > link::ANSWER_BYTES { Vec::new() } else { rest };
-        let answer = link::encode_answer(request.number, errno, &rest);
-        send(&worker.link, &answer, socket.as_ref())
+        let Some(worker) = &self.worker else { return true };
+        answers.iter().all(|(answer, socket)| send(&worker.link, answer, socket.as_ref()))
+    }
+
+    fn reply(&mut self, ask: Ask, members: &Members, audit: &mut AuditFile) -> Answer {
+        let (opened, protocol, to) = match ask {
+            Ask::Identify { source, destination } => {
+                let caller = self.identifier.identify(source, destination, members);
+                return (0, serde_json::to_vec(&caller).unwrap_or_default(), None);
+            }
+            Ask::Tcp(to) => (self.upstream.tcp(to, &self.config), "tcp", to),
+            Ask::Udp(to) => (upstream::udp(to, &self.config), "udp", to),
+        };
+        match opened.and_then(|socket| audit.dial(socket, protocol, to)) {
+            Ok(socket) => (0, Vec::new(), Some(socket)),
+            Err(error) => (error.raw_os_error().unwrap_or(nix::libc::EIO), Vec::new(), None),
+        }
     }
 }
 
 type Answer = (i32, Vec<u8>, Option<OwnedFd>);
-
-fn split(result: std::io::Result<OwnedFd>) -> Answer {
-    match result {
-        Ok(socket) => (0, Vec::new(), Some(socket)),
-        Err(error) => (error.raw_os_error().unwrap_or(nix::libc::EIO), Vec::new(), None),
-    }
-}
 
 /// Sends without waiting: a worker that does not read must not stop us.
 fn send(link: &OwnedFd, answer: &[u8], socket: Option<&OwnedFd>) -> bool {

@@ -7,6 +7,7 @@ mod connections;
 mod faults;
 mod identity;
 mod names;
+mod redteam;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
     trials.extend(faults::TRIALS);
     trials.extend(identity::TRIALS);
     trials.extend(names::TRIALS);
+    trials.extend(redteam::TRIALS);
     run_as_root(trials)
 }
 

@@ -48,6 +48,8 @@ pub(super) struct AuditFile {
     sequence: u64,
     /// SHA-256 of the last line.
     previous: String,
+    /// Lines that are not written yet.
+    pending: Vec<u8>,
     /// What the records of this supervisor say.
     pub(super) counts: Counts,
 }
@@ -108,20 +110,22 @@ impl AuditFile {
         let previous = before.map_or_else(|| "0".repeat(64), |(line, _)| digest(&line));
         let (path, sandbox) = (path.to_owned(), sandbox.to_owned());
         let counts = Counts::default();
+        let pending = Vec::new();
         let mut audit =
-            Self { file, path, bytes, failed: false, sandbox, sequence, previous, counts };
+            Self { file, path, bytes, failed: false, sandbox, sequence, previous, pending, counts };
         if torn {
             audit.note("torn_record");
+            audit.flush();
         }
         Ok(audit)
     }
 
     /// Writes every record the worker has handed over.
     pub(super) fn drain(&mut self, socket: &OwnedFd) {
-        let mut bytes = vec![0; MAX_RECORD_BYTES];
+        let mut bytes = [0; MAX_RECORD_BYTES];
         while let Ok(length) = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
             if length == 0 {
-                return;
+                break;
             }
             // A record that is no JSON object is the worker's own fault and
             // says so; it must not break the lines of others.
@@ -130,16 +134,18 @@ impl AuditFile {
                 _ => self.note("unreadable_record"),
             }
         }
+        self.flush();
     }
 
-    /// Writes a record of the supervisor's own.
+    /// A record of the supervisor's own, written with the next [`AuditFile::flush`].
     pub(super) fn note(&mut self, event: &str) {
         if let serde_json::Value::Object(record) = json!({"v": 1, "event": event}) {
             self.append(record);
         }
     }
 
-    /// Records a socket that has begun to go out, and gives it back.
+    /// Records a socket that has begun to go out, and gives it back; the record is
+    /// written with the next [`AuditFile::flush`].
     ///
     /// # Errors
     /// Where nobody can say where it comes from.
@@ -193,9 +199,24 @@ impl AuditFile {
         let mut line = serde_json::to_vec(&whole).unwrap_or_default();
         self.previous = digest(&line);
         line.push(b'\n');
-        // One write a line: lines of two writers never mix.
-        let written = self.file.write_all(&line).and_then(|()| self.rotate(line.len()));
+        self.pending.extend(line);
+        // A file is put aside between two lines.
+        if self.bytes + self.pending.len() as u64 >= MAX_FILE_BYTES {
+            self.flush();
+        }
+    }
+
+    /// Writes what has been recorded so far.
+    pub(super) fn flush(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        // Whole lines in one write: lines of two writers never mix.
+        let lines = std::mem::take(&mut self.pending);
+        let written = self.file.write_all(&lines).and_then(|()| self.rotate(lines.len()));
         self.failed |= written.is_err();
+        self.pending = lines;
+        self.pending.clear();
     }
 }
 
@@ -213,11 +234,17 @@ mod tests {
         audit.note("one");
         let forged = json!({"event": "two", "seq": 99, "prev": "x", "sandbox": "other"});
         audit.append(forged.as_object().unwrap().clone());
+        audit.flush();
         drop(audit);
-        open().note("three");
+        let noted = |event: &str| {
+            let mut audit = open();
+            audit.note(event);
+            audit.flush();
+        };
+        noted("three");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"event\":\"cut").unwrap();
-        open().note("four");
+        noted("four");
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         let events: Vec<_> = lines

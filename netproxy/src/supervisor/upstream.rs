@@ -2,6 +2,7 @@
 //! network applies, and marked, so that the rules let them out. The supervisor
 //! refuses never-addresses by itself, whatever the worker says.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -9,15 +10,69 @@ use std::os::fd::OwnedFd;
 use ipnet_contains::pool_contains;
 use nemoclaw_spec::address::{AddressClass, classify};
 use nemoclaw_spec::control::{PACKET_MARK, SandboxConfig};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, socket_with};
 
-/// A TCP socket that has begun to connect.
-pub(super) fn tcp(address: SocketAddr, config: &SandboxConfig) -> io::Result<OwnedFd> {
-    let resolver = config.resolvers.contains(&address);
-    if !resolver && (!reachable(address.ip()) || is_own(address.ip())) {
-        return Err(io::Error::from_raw_os_error(nix::libc::EACCES));
+/// Makes sockets in the namespace that it was made in.
+pub(super) struct Upstream {
+    /// Tells when an address comes or goes (rtnetlink(7)).
+    changes: Option<Socket>,
+    own: HashSet<IpAddr>,
+}
+
+/// Groups of messages: `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR`.
+const ADDRESSES: u32 = 0x10 | 0x100;
+
+impl Upstream {
+    pub(super) fn new() -> Self {
+        let subscribed = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind(&NetlinkAddr::new(0, ADDRESSES))?;
+            socket.set_non_blocking(true)?;
+            Ok::<_, io::Error>(socket)
+        };
+        // Without it the addresses are read anew each time.
+        let changes = subscribed().ok();
+        Self { changes, own: own_addresses().unwrap_or_default() }
     }
-    open(address, SocketType::STREAM)
+
+    /// A TCP socket that has begun to connect.
+    pub(super) fn tcp(
+        &mut self,
+        address: SocketAddr,
+        config: &SandboxConfig,
+    ) -> io::Result<OwnedFd> {
+        let resolver = config.resolvers.contains(&address);
+        if !resolver && (!reachable(address.ip()) || self.is_own(address.ip())) {
+            return Err(io::Error::from_raw_os_error(nix::libc::EACCES));
+        }
+        open(address, SocketType::STREAM)
+    }
+
+    /// An address of the sandbox itself: its own listeners are no upstream.
+    fn is_own(&mut self, address: IpAddr) -> bool {
+        // A message, or too many of them: something may have changed.
+        let mut message = Vec::with_capacity(4096);
+        let stale = self.changes.as_mut().is_none_or(|changes| {
+            let mut stale = false;
+            loop {
+                message.clear();
+                match changes.recv(&mut message, 0) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return stale,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    _ => stale = true,
+                }
+            }
+        });
+        if stale {
+            match own_addresses() {
+                Some(own) => self.own = own,
+                None => return true,
+            }
+        }
+        self.own.contains(&address)
+    }
 }
 
 /// A UDP socket to one of the sandbox's resolvers.
@@ -28,13 +83,13 @@ pub(super) fn udp(address: SocketAddr, config: &SandboxConfig) -> io::Result<Own
     open(address, SocketType::DGRAM)
 }
 
-/// An address of the sandbox itself: its own listeners are no upstream.
-fn is_own(address: IpAddr) -> bool {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return true };
-    interfaces.filter_map(|interface| interface.address).any(|own| {
-        own.as_sockaddr_in().is_some_and(|v4| IpAddr::V4(v4.ip()) == address)
-            || own.as_sockaddr_in6().is_some_and(|v6| IpAddr::V6(v6.ip()) == address)
-    })
+fn own_addresses() -> Option<HashSet<IpAddr>> {
+    let interfaces = nix::ifaddrs::getifaddrs().ok()?.filter_map(|interface| interface.address);
+    let ip = |own: nix::sys::socket::SockaddrStorage| {
+        let v4 = own.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| own.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    Some(interfaces.filter_map(ip).collect())
 }
 
 fn reachable(address: IpAddr) -> bool {

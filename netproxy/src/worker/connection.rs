@@ -245,7 +245,11 @@ impl<'a> Attempt<'a> {
         if targets.is_empty() {
             return Err(refused.unwrap_or(Reason::UpstreamUnreachable));
         }
-        race(&self.context.link, by_turns(targets)).await.ok_or(Reason::UpstreamUnreachable)
+        let dialled = race(&self.context.link, by_turns(targets)).await;
+        if let (None, Destination::Host(host)) = (&dialled, permit.destination()) {
+            self.context.resolver.forget(host);
+        }
+        dialled.ok_or(Reason::UpstreamUnreachable)
     }
 
     /// Relays an allowed connection to its end, and records that.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -89,13 +90,10 @@ async fn connect<'a>(
     dialled: SocketAddr,
     tunnel: &std::cell::RefCell<Option<Tunnel<'a>>>,
 ) -> Response<Body> {
-    let authority = request
-        .uri()
-        .authority()
-        .map(|authority| (authority.host().to_owned(), authority.port_u16()));
-    let Some((host, Some(port))) = authority else { return malformed("CONNECT needs host:port") };
-    let Some(intent) = intent(&host, port) else {
-        return malformed("CONNECT needs a host name or address");
+    let intent = match request.uri().authority().map(|authority| intent(authority, None)) {
+        Some(Ok(intent)) => intent,
+        Some(Err(why)) => return malformed(why),
+        None => return malformed("CONNECT needs host:port"),
     };
     let caller = context.link.identify(client, dialled).await;
     let mut attempt = Attempt::new(context, "connect", intent, caller, client);
@@ -121,11 +119,9 @@ async fn forward(
     let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return malformed("this is a proxy: use CONNECT, or an absolute http:// address");
     };
-    if authority.as_str().contains('@') {
-        return malformed("user information in an address is not passed on");
-    }
-    let Some(intent) = intent(authority.host(), authority.port_u16().unwrap_or(80)) else {
-        return malformed("the address names no host");
+    let intent = match intent(authority, Some(80)) {
+        Ok(intent) => intent,
+        Err(why) => return malformed(why),
     };
     let caller = context.link.identify(client, dialled).await;
     let mut attempt = Attempt::new(context, "http", intent, caller, client);
@@ -190,16 +186,26 @@ fn strip(headers: &mut hyper::HeaderMap) {
     }
 }
 
-fn intent(host: &str, port: u16) -> Option<Intent> {
-    if port == 0 {
-        return None;
-    }
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let destination = match bare.parse::<IpAddr>() {
-        Ok(address) => Destination::Address { address, names: Vec::new() },
-        Err(_) => Destination::Host(Host::parse(host).ok()?),
+/// Where an authority leads. It is written plainly or refused: who reads it otherwise
+/// than we do must not find another place in it.
+fn intent(authority: &Authority, default: Option<u16>) -> Result<Intent, &'static str> {
+    let host = authority.host();
+    let port = match authority.as_str().strip_prefix(host) {
+        Some("") => default.ok_or("CONNECT needs host:port")?,
+        Some(rest) => rest
+            .strip_prefix(':')
+            .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+            .filter(|digits| !digits.starts_with('0'))
+            .and_then(|digits| digits.parse().ok())
+            .ok_or("the port is no number from 1 to 65535 without zeros before it")?,
+        None => return Err("user information in an address is not passed on"),
     };
-    Some(Intent::connect(destination, port))
+    let bare = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']'));
+    let destination = match bare.unwrap_or(host).parse::<IpAddr>() {
+        Ok(address) => Destination::Address { address, names: Vec::new() },
+        Err(_) => Destination::Host(Host::parse(host).map_err(|_odd| "the address names no host")?),
+    };
+    Ok(Intent::connect(destination, port))
 }
 
 fn refusal(context: &Context, attempt: &Attempt<'_>, denial: &Denial) -> Response<Body> {
@@ -221,4 +227,44 @@ fn answer(status: StatusCode, text: String) -> Response<Body> {
 
 fn empty() -> Body {
     Full::default().map_err(|never| match never {}).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_are_written_plainly_or_refused() {
+        let read = |text: &str, default| {
+            let authority = text.parse::<Authority>().ok()?;
+            let intent = intent(&authority, default).ok()?;
+            Some(format!("{} {}", intent.destination, intent.port))
+        };
+        for (text, wanted) in [
+            ("a.test:80", "a.test 80"),
+            ("A.Test.:443", "a.test 443"),
+            ("192.0.2.1:1", "192.0.2.1 1"),
+            ("[2001:db8::1]:65535", "2001:db8::1 65535"),
+        ] {
+            assert_eq!(read(text, None).as_deref(), Some(wanted));
+        }
+        assert_eq!(read("a.test", Some(80)).as_deref(), Some("a.test 80"));
+        for odd in [
+            "a.test",
+            "a.test:",
+            "a.test:0",
+            "a.test:080",
+            "a.test:65536",
+            "a.test:+80",
+            "a.test:8 0",
+            "u@a.test:80",
+            "u:p@a.test:80",
+            "a.test:80:80",
+            "[192.0.2.1:80",
+            "*.a.test:80",
+            "%61.test:80",
+        ] {
+            assert_eq!(read(odd, None), None, "{odd}");
+        }
+    }
 }

@@ -1,10 +1,12 @@
 //! Resolving names for permits, through the resolver the engine gave the
 //! container. Only names that a rule allows are ever asked for.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -19,17 +21,28 @@ use super::supervisor::Link;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Most addresses taken from an answer.
 const MAX_ADDRESSES: usize = 32;
+/// How long an answer is kept at most, in seconds; a shorter TTL counts.
+const MAX_TTL: u32 = 5;
+/// Most answers kept.
+const MAX_KEPT: usize = 1024;
 
 /// Asks the sandbox's resolvers.
 pub(super) struct Resolver {
     link: Rc<Link>,
     servers: Vec<SocketAddr>,
     hosts: Vec<(IpAddr, Vec<String>)>,
+    /// Answers and until when they hold. Each address is checked anew before it is
+    /// dialled.
+    kept: RefCell<HashMap<Host, (Instant, Vec<IpAddr>)>>,
 }
+
+/// Addresses and for how many seconds they hold.
+type Found = (Vec<IpAddr>, u32);
 
 impl Resolver {
     pub(super) fn new(link: Rc<Link>, config: &SandboxConfig) -> Self {
-        Self { link, servers: config.resolvers.clone(), hosts: config.hosts.clone() }
+        let (servers, hosts) = (config.resolvers.clone(), config.hosts.clone());
+        Self { link, servers, hosts, kept: RefCell::default() }
     }
 
     /// Every address of `host`, IPv4 first. Empty when the name does not
@@ -49,19 +62,42 @@ impl Resolver {
         if !written.is_empty() {
             return Ok(written);
         }
+        let now = Instant::now();
+        if let Some((until, addresses)) = self.kept.borrow().get(host)
+            && *until > now
+        {
+            return Ok(addresses.clone());
+        }
         let (v4, v6) =
             tokio::join!(self.query(host, RecordType::A), self.query(host, RecordType::AAAA));
-        match (v4, v6) {
-            (Ok(mut v4), v6) => {
-                v4.extend(v6.unwrap_or_default());
-                Ok(v4)
+        let (addresses, ttl) = match (v4, v6) {
+            (Ok((mut v4, ttl)), v6) => {
+                let (v6, other) = v6.unwrap_or((Vec::new(), 0));
+                v4.extend(v6);
+                (v4, ttl.min(other))
             }
-            (Err(_), Ok(v6)) if !v6.is_empty() => Ok(v6),
-            (Err(error), _) => Err(error),
+            (Err(_), Ok((v6, _))) if !v6.is_empty() => (v6, 0),
+            (Err(error), _) => return Err(error),
+        };
+        if ttl > 0 && !addresses.is_empty() {
+            let mut kept = self.kept.borrow_mut();
+            if kept.len() >= MAX_KEPT {
+                kept.retain(|_, (until, _)| *until > now);
+            }
+            if kept.len() < MAX_KEPT {
+                let until = now + Duration::from_secs(ttl.into());
+                kept.insert(host.clone(), (until, addresses.clone()));
+            }
         }
+        Ok(addresses)
     }
 
-    async fn query(&self, host: &Host, kind: RecordType) -> io::Result<Vec<IpAddr>> {
+    /// Forgets an answer that led nowhere.
+    pub(super) fn forget(&self, host: &Host) {
+        self.kept.borrow_mut().remove(host);
+    }
+
+    async fn query(&self, host: &Host, kind: RecordType) -> io::Result<Found> {
         let mut last = io::Error::other("the sandbox has no resolver");
         for server in &self.servers {
             match timeout(PATIENCE, self.ask(*server, host, kind)).await {
@@ -73,12 +109,7 @@ impl Resolver {
         Err(last)
     }
 
-    async fn ask(
-        &self,
-        server: SocketAddr,
-        host: &Host,
-        kind: RecordType,
-    ) -> io::Result<Vec<IpAddr>> {
+    async fn ask(&self, server: SocketAddr, host: &Host, kind: RecordType) -> io::Result<Found> {
         let name = Name::from_ascii(format!("{host}.")).map_err(io::Error::other)?;
         let id = random_id()?;
         let mut query = Message::new(id, hickory_proto::op::MessageType::Query, OpCode::Query);
@@ -115,23 +146,21 @@ impl Resolver {
     }
 }
 
-/// Addresses of an answer; an alias's own addresses come in the same answer.
-fn addresses(message: &Message) -> io::Result<Vec<IpAddr>> {
+/// Addresses of an answer; an alias's own addresses come in the same answer. An answer
+/// without records says nothing about time: it holds as long as the others.
+fn addresses(message: &Message) -> io::Result<Found> {
     match message.metadata.response_code {
         ResponseCode::NoError => {}
-        ResponseCode::NXDomain => return Ok(Vec::new()),
+        ResponseCode::NXDomain => return Ok((Vec::new(), MAX_TTL)),
         other => return Err(io::Error::other(format!("the resolver answers {other}"))),
     }
-    Ok(message
-        .answers
-        .iter()
-        .filter_map(|record| match &record.data {
-            RData::A(a) => Some(IpAddr::V4(a.0)),
-            RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
-            _ => None,
-        })
-        .take(MAX_ADDRESSES)
-        .collect())
+    let ttl = message.answers.iter().map(|record| record.ttl).min().unwrap_or(MAX_TTL);
+    let found = message.answers.iter().filter_map(|record| match &record.data {
+        RData::A(a) => Some(IpAddr::V4(a.0)),
+        RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+        _ => None,
+    });
+    Ok((found.take(MAX_ADDRESSES).collect(), ttl.min(MAX_TTL)))
 }
 
 /// An id that an off-path attacker cannot guess.
