@@ -359,7 +359,8 @@ impl Supervisor {
     fn reply(&mut self, ask: Ask, members: &Members, audit: &mut AuditFile) -> Answer {
         let (opened, protocol, to) = match ask {
             Ask::Identify { source, destination } => {
-                let caller = self.identifier.identify(source, destination, members);
+                let policy = self.engine.as_ref().map(Engine::policy);
+                let caller = self.identifier.identify(source, destination, members, policy);
                 return (0, serde_json::to_vec(&caller).unwrap_or_default(), None);
             }
             Ask::Tcp(to) => (self.upstream.tcp(to, &self.config), "tcp", to),

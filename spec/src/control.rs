@@ -91,7 +91,7 @@ pub const MAX_PROGRAMS: usize = 1024;
 
 /// Which file it is, and in which state: whatever writes to a file, replaces it or
 /// changes its attributes moves one of these (inode(7)), and ctime cannot be set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileId {
     /// The device.
     pub device: u64,

@@ -11,7 +11,7 @@ mod index;
 mod naming;
 mod request;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -82,6 +82,12 @@ pub struct Process {
     pub binary: String,
     /// Executables of its ancestors up to the container's init, nearest first.
     pub ancestors: Vec<String>,
+    /// Those of them whose files were written or made after the container started.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub late: BTreeSet<String>,
+    /// SHA-256 digests, in lower-case hexadecimal, of those that policy asks about.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub digests: BTreeMap<String, String>,
 }
 
 /// Stands before the path of a program whose file is another one, or in another
@@ -90,8 +96,35 @@ pub struct Process {
 pub const CHANGED: &str = "(changed) ";
 
 impl Process {
-    fn has_changed(&self) -> bool {
-        [&self.binary].into_iter().chain(&self.ancestors).any(|path| path.starts_with(CHANGED))
+    /// A process of which nothing is known but what it executes.
+    pub fn new(binary: String, ancestors: Vec<String>) -> Self {
+        Self { binary, ancestors, ..Self::default() }
+    }
+
+    /// The same with files that are those which rules ask for by their digest.
+    #[must_use]
+    pub fn as_meant_by<const N: usize>(mut self, policies: [&Policy; N]) -> Self {
+        let meant = |path: &String| {
+            let mut digests = policies.iter().flat_map(|policy| policy.digests_of(path));
+            Some((path.clone(), digests.next()?.to_owned()))
+        };
+        self.digests = self.paths().filter_map(meant).collect();
+        self
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.binary).chain(&self.ancestors)
+    }
+
+    /// The same if its files were those that policy means.
+    fn unchanged(&self) -> Self {
+        let strip = |path: &String| path.strip_prefix(CHANGED).unwrap_or(path).to_owned();
+        Self {
+            binary: strip(&self.binary),
+            ancestors: self.ancestors.iter().map(strip).collect(),
+            late: BTreeSet::new(),
+            digests: self.digests.clone(),
+        }
     }
 }
 
@@ -338,7 +371,7 @@ impl Reason {
                 "the name resolves to a private address, and the rule does not say `private: true` or name it in allowed_ips"
             }
             Self::BinaryChanged => {
-                "the program's file was not there, or was another one, when the container started; start the container again to trust what is there then"
+                "the program's file was not there, or was another one, when the container started; start the container again to trust what is there then, or name it in the rule with `sha256` or `trust: writable`"
             }
             Self::BinaryNotAllowed => "a rule names this host and port, but not this program",
             Self::CallerUnknown => "the program behind the connection could not be determined",
@@ -485,12 +518,14 @@ impl Engine {
 
     fn decide_for(&self, intent: &Intent, holder: &Process, groups: &[Group]) -> Decision {
         let nearest = || self.index.first(groups, intent.port).map(|first| self.reference(first));
-        let binaries = self.index.binaries(holder);
+        let binaries = self.index.binaries(holder, self.policy.ours);
         let bundles = self.index.bundles(groups, intent.port, &binaries);
         if bundles.is_empty() {
             let nearest = nearest();
             let known = nearest.is_some();
-            let reason = match (known, holder.has_changed()) {
+            let meant = self.index.binaries(&holder.unchanged(), self.policy.ours);
+            let changed = !self.index.bundles(groups, intent.port, &meant).is_empty();
+            let reason = match (known, changed) {
                 (true, true) => Reason::BinaryChanged,
                 (true, false) => Reason::BinaryNotAllowed,
                 (false, _) => Reason::NoEndpoint,

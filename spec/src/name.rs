@@ -243,6 +243,19 @@ fn wild(text: &str) -> Result<Pattern, InvalidName> {
 pub struct BinaryPattern {
     pattern: Pattern,
     literal: bool,
+    trust: Trust,
+}
+
+/// Which files at a path are the program that policy means.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum Trust {
+    /// Those that were there before anything in the sandbox ran, as they were.
+    #[default]
+    Start,
+    /// Whatever the sandbox puts there.
+    Writable,
+    /// One with this SHA-256 digest, in lower-case hexadecimal.
+    Digest(String),
 }
 
 impl BinaryPattern {
@@ -276,7 +289,18 @@ impl BinaryPattern {
         } else {
             Pattern::parse(text, Kind::Path).map_err(InvalidName::Pattern)?
         };
-        Ok(Self { pattern, literal })
+        Ok(Self { pattern, literal, trust: Trust::Start })
+    }
+
+    /// The same with another kind of trust.
+    #[must_use]
+    pub fn trusting(self, trust: Trust) -> Self {
+        Self { trust, ..self }
+    }
+
+    /// Which files at its path are meant.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// The text as policy wrote it.

@@ -26,7 +26,7 @@ use ipnet::IpNet;
 
 use crate::glob::Pattern;
 use crate::http::Method;
-use crate::name::{BinaryPattern, HostPattern};
+use crate::name::{BinaryPattern, HostPattern, Trust};
 pub use diagnostic::{Diagnostic, InvalidPolicy, Severity};
 pub use merge::{Files, Library, NoLibrary};
 pub use options::{Assertion, Connections, Excess, Ingress, Options, ToolFiles};
@@ -398,14 +398,34 @@ pub struct Middleware {
 }
 
 impl Policy {
-    /// Programs that rules name by their whole path.
-    pub fn programs(&self) -> BTreeSet<&str> {
+    fn binaries(&self) -> impl Iterator<Item = &BinaryPattern> {
         let patterns = self.rules.iter().filter_map(|rule| match &rule.binaries {
             Binaries::Listed(patterns) => Some(patterns),
             Binaries::Any => None,
         });
-        let literal = patterns.flatten().filter(|pattern| pattern.is_literal());
-        literal.map(BinaryPattern::as_str).collect()
+        patterns.flatten()
+    }
+
+    /// Programs that rules name by their whole path, and mean as they are at the start.
+    pub fn programs(&self) -> BTreeSet<&str> {
+        let literal = self.binaries().filter(|pattern| pattern.is_literal());
+        literal
+            .filter(|pattern| *pattern.trust() == Trust::Start)
+            .map(BinaryPattern::as_str)
+            .collect()
+    }
+
+    /// Whether some rule asks for the digest of a program at this path.
+    pub fn asks_for_digest(&self, path: &str) -> bool {
+        self.digests_of(path).next().is_some()
+    }
+
+    /// The digests that rules ask of a program at this path.
+    pub fn digests_of(&self, path: &str) -> impl Iterator<Item = &str> {
+        self.binaries().filter_map(move |pattern| match pattern.trust() {
+            Trust::Digest(digest) if pattern.matches(path) => Some(digest.as_str()),
+            _ => None,
+        })
     }
 
     /// Reads and checks a policy that extends nothing but built-in files.

@@ -1880,7 +1880,7 @@ mod tests {
             let method = Method::parse(&ask.method).unwrap();
             intent.request = Some(Request { method, target, content: ask.content.clone() });
         }
-        let holder = Process { binary: want.binary.clone(), ancestors: want.ancestors.clone() };
+        let holder = Process::new(want.binary.clone(), want.ancestors.clone());
         match engine.decide(&intent, &Caller { holders: vec![holder] }) {
             Decision::Deny(_denial) => (Answer::Deny, None),
             Decision::Inspect(_inspect) => (Answer::Inspect, None),

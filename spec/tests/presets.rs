@@ -33,7 +33,7 @@ mod tests {
             target: Target::parse(target).unwrap(),
             content: Content::Opaque,
         });
-        let holder = Process { binary: (*binary).to_owned(), ancestors: Vec::new() };
+        let holder = Process::new((*binary).to_owned(), Vec::new());
         match engine.decide(&intent, &Caller { holders: vec![holder] }) {
             Decision::Allow(permit) => ("allow".to_owned(), permit.rule().key.to_string()),
             Decision::Deny(denial) => ("deny".to_owned(), denial.reason.code().to_owned()),

@@ -72,7 +72,7 @@ fn intent(spread: Spread, n: usize) -> (Intent, Caller) {
         content: Content::Opaque,
     });
     let ancestors = vec!["/usr/bin/bash".to_owned(), "/usr/local/bin/node".to_owned()];
-    let holders = vec![Process { binary: program, ancestors }];
+    let holders = vec![Process::new(program, ancestors)];
     (intent, Caller { holders })
 }
 

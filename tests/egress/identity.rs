@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use nemoclaw_tests::docker::{Container, docker};
-use nemoclaw_tests::{Outcome, contains, equal, eventually, sh};
+use nemoclaw_tests::docker::{Container, docker, run};
+use nemoclaw_tests::{Outcome, contains, equal, eventually, repository, sh, work};
 use serde_json::Value;
 
 use crate::{IMAGE, RUNTIME, proxies};
@@ -14,11 +14,12 @@ use crate::{IMAGE, RUNTIME, proxies};
 /// The same policy where the kernel does not describe its types: nobody is noted.
 const UNNOTED: &str = "nemoclaw-unnoted";
 
-pub(super) const TRIALS: [crate::Named; 4] = [
+pub(super) const TRIALS: [crate::Named; 5] = [
     ("a_program_that_executes_another_after_connecting_is_not_that_other", executed),
     ("a_socket_that_others_hold_is_decided_for_all_of_them", shared),
     ("a_socket_parked_in_another_has_no_owner", parked),
     ("without_notes_sockets_are_looked_for", unnoted),
+    ("a_program_that_comes_later_needs_a_digest_or_trust", later),
 ];
 
 /// Makes the program that no rule lists, which runs as the rest of the script says.
@@ -133,4 +134,41 @@ fn unnoted() -> Outcome {
         contains("unlisted", &refused.out, "binary_not_allowed")?;
     }
     Ok(())
+}
+
+fn later() -> Outcome {
+    let policy = work().join("policy/trust.yaml");
+    let written = std::fs::read_to_string(repository().join("tests/policies/trust.yaml"))?;
+    let curl = run("runc", &[], IMAGE, &["sha256sum", "/usr/bin/curl"]).ok()?.out;
+    let digest = curl.split_whitespace().next().unwrap_or_default();
+    std::fs::write(&policy, written.replace(&"0".repeat(64), digest))?;
+    let place = tempfile::tempdir()?;
+    let mount = format!("{}:/project", place.path().display());
+    let copy = ["sh", "-c", "cp /usr/bin/curl /project/before && chmod 755 /project"];
+    run("runc", &["-v", &mount], IMAGE, &copy).ok()?;
+    std::os::unix::fs::chown(place.path(), Some(10_001), Some(10_001))?;
+    std::thread::sleep(Duration::from_millis(50));
+    let container = Container::start("nemoclaw-trust", IMAGE, &["-v", &mount])?;
+    container.sh("cd /project && cp before later && cp before pinned").ok()?;
+    let fetch = |program: &str, host: &str| {
+        container.sh(&format!("/project/{program} -s -m 5 http://{host}/")).out
+    };
+    for (program, host, wanted) in [
+        ("before", "plain.test", "hello"),
+        ("later", "plain.test", "\"reason\":\"binary_changed\""),
+        ("before", "index.test", "hello"),
+        ("later", "index.test", "hello"),
+        ("pinned", "files.test", "hello"),
+        ("later", "files.test", "\"reason\":\"binary_not_allowed\""),
+    ] {
+        contains(&format!("{program} to {host}"), &fetch(program, host), wanted)?;
+    }
+    // Other bytes at the pinned path, then the right ones again.
+    container.sh("cd /project && cp pinned kept && echo >>pinned").ok()?;
+    contains("other bytes", &fetch("pinned", "files.test"), "refused by nemoclaw")?;
+    container.sh("cd /project && mv kept pinned").ok()?;
+    contains("the right ones", &fetch("pinned", "files.test"), "hello")?;
+    // Nobody inside sets the time of change.
+    container.sh("touch -d 2001-01-01 /project/later").ok()?;
+    contains("touched", &fetch("later", "plain.test"), "binary_changed")
 }

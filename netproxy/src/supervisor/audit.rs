@@ -56,10 +56,26 @@ pub(super) struct AuditFile {
 
 /// SHA-256 in lower-case hexadecimal.
 fn digest(line: &[u8]) -> String {
-    Sha256::digest(line).iter().fold(String::with_capacity(64), |mut text, byte| {
+    hexadecimal(&Sha256::digest(line))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
         let _infallible = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// SHA-256 of what is read, in lower-case hexadecimal.
+pub(super) fn digest_of(source: &mut impl std::io::Read) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut bytes = vec![0; 128 * 1024];
+    loop {
+        match source.read(&mut bytes)? {
+            0 => return Ok(hexadecimal(&hash.finalize())),
+            length => hash.update(bytes.get(..length).unwrap_or_default()),
+        }
+    }
 }
 
 /// The end of what an earlier supervisor wrote: the last line without its line feed,

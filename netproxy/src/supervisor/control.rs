@@ -30,6 +30,8 @@ pub(super) struct Joined {
     pub(super) cgroups: Vec<PathBuf>,
     /// Its group of cgroup v2, where the kernel notes who connects.
     pub(super) noted: Option<Group>,
+    /// When it joined, before anything of the user's ran: nanoseconds since boot.
+    pub(super) began: i128,
 }
 
 /// The containers of the sandbox.
@@ -95,7 +97,8 @@ impl Members {
         }
         let noted = noted.ok();
         self.joined.retain(|joined| joined.member.id != member.id);
-        self.joined.push(Joined { member, pidfd, cgroups, noted });
+        let began = super::identify::since_boot();
+        self.joined.push(Joined { member, pidfd, cgroups, noted, began });
         self.ever = true;
     }
 

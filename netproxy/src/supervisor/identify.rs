@@ -8,12 +8,13 @@
 //! Where the kernel notes who connects ([`super::connects`]), that process has to run
 //! the same program still; if it alone held the socket, nobody else is looked for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nemoclaw_spec::address;
@@ -21,12 +22,15 @@ use nemoclaw_spec::connects::Note;
 use nemoclaw_spec::control::{EXPLICIT_PORT, FileId};
 use nemoclaw_spec::decide::{CHANGED, Caller, Process};
 use nemoclaw_spec::name::MAX_PATH_BYTES;
+use nemoclaw_spec::policy::Policy;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, readlinkat, statat};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use super::connects::unified;
 use super::control::{Joined, Members};
@@ -38,16 +42,66 @@ const MAX_DESCRIPTORS: usize = 65_536;
 /// How often a sandbox is looked at that cannot be seen through at once.
 const TRIES: u32 = 3;
 /// The pause in between.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(2);
 /// Most ancestors recorded.
 const MAX_ANCESTORS: usize = 64;
+/// Largest program that is hashed, in bytes; half a second's work.
+const MAX_HASHED: u64 = 512 * 1024 * 1024;
+/// Most digests kept, and most made in [`HASH_PERIOD`]: who keeps changing a file gets
+/// no answer for it.
+const MAX_DIGESTS: usize = 64;
+const MAX_HASHES: usize = 8;
+const HASH_PERIOD: Duration = Duration::from_secs(10);
 
 /// Asks the kernel about sockets of the namespace it was made in.
 pub(super) struct Identifier {
     socket: Socket,
+    files: Files,
+    sequence: u32,
+}
+
+/// What is known of executables.
+struct Files {
     /// Paths that mean a program only where its file was known at the start.
     watched: HashSet<String>,
-    sequence: u32,
+    /// Digests of files in one state.
+    digests: HashMap<FileId, String>,
+    /// When the last ones were made.
+    hashed: VecDeque<Instant>,
+    clock: Clock,
+}
+
+/// Tells files that were there before a container began from later ones. ctime is the
+/// host's clock, which may be set back meanwhile; nobody inside can set either.
+struct Clock {
+    /// The least that the clock was ahead of the time since boot, in nanoseconds.
+    ahead: i128,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { ahead: ahead() }
+    }
+
+    /// Whether an inode changed after a container began.
+    fn is_late(&mut self, changed: (i64, u32), began: i128) -> bool {
+        self.ahead = self.ahead.min(ahead());
+        let changed = i128::from(changed.0) * 1_000_000_000 + i128::from(changed.1);
+        changed >= began + self.ahead
+    }
+}
+
+fn nanoseconds(time: rustix::time::Timespec) -> i128 {
+    i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+}
+
+fn ahead() -> i128 {
+    nanoseconds(clock_gettime(ClockId::Realtime)) - since_boot()
+}
+
+/// Time since boot, in nanoseconds, suspension included.
+pub(super) fn since_boot() -> i128 {
+    nanoseconds(clock_gettime(ClockId::Boottime))
 }
 
 impl Identifier {
@@ -55,7 +109,13 @@ impl Identifier {
         let socket = Socket::new(NETLINK_SOCK_DIAG)
             .and_then(|socket| socket.connect(&NetlinkAddr::new(0, 0)).map(|()| socket))
             .context("cannot ask the kernel about sockets (sock_diag); is CONFIG_INET_DIAG on?")?;
-        Ok(Self { socket, watched, sequence: 0 })
+        let files = Files {
+            watched,
+            digests: HashMap::new(),
+            hashed: VecDeque::new(),
+            clock: Clock::new(),
+        };
+        Ok(Self { socket, files, sequence: 0 })
     }
 
     /// The caller behind a captured connection; without holders when unknown.
@@ -64,6 +124,7 @@ impl Identifier {
         source: SocketAddr,
         destination: SocketAddr,
         members: &Members,
+        policy: Option<&Policy>,
     ) -> Caller {
         let Ok(Some((inode, cookie))) = self.socket_of(source, destination) else {
             return Caller::default();
@@ -83,11 +144,11 @@ impl Identifier {
         if let Some(held) = connector.as_ref().filter(|_| alone) {
             let ancestors =
                 std::iter::successors(parent(held, members), |held| parent(held, members));
-            return Caller { holders: vec![describe(held, ancestors, &self.watched)] };
+            return Caller { holders: vec![self.files.describe(held, ancestors, policy)] };
         }
         // Descriptors on their way between processes arrive in a moment.
         for _try in 0..TRIES {
-            if let Some(found) = holders(inode, members, &self.watched) {
+            if let Some(found) = holders(inode, members, &mut self.files, policy) {
                 // Who is watched and was not noted did not connect it.
                 let known = found.iter().all(|(_, noted, _)| !noted || note.is_some());
                 let among = connector
@@ -167,6 +228,8 @@ struct Held<'a> {
     programs: &'a HashMap<String, FileId>,
     /// The kernel notes what its container connects.
     noted: bool,
+    /// When its container joined, in nanoseconds since boot.
+    began: i128,
     parent: i32,
     /// When it began, in ticks since boot.
     started: u64,
@@ -204,7 +267,12 @@ fn parent<'a>(process: &Held<'_>, members: &'a Members) -> Option<Held<'a>> {
 type Holder = (i32, bool, Process);
 
 /// The holders; `None` when there may be others that cannot be seen.
-fn holders(inode: u32, members: &Members, watched: &HashSet<String>) -> Option<Vec<Holder>> {
+fn holders(
+    inode: u32,
+    members: &Members,
+    files: &mut Files,
+    policy: Option<&Policy>,
+) -> Option<Vec<Holder>> {
     let wanted = format!("socket:[{inode}]");
     let mut processes = HashMap::new();
     for joined in members.iter() {
@@ -227,7 +295,11 @@ fn holders(inode: u32, members: &Members, watched: &HashSet<String>) -> Option<V
                     if inits.contains(&process.pid) { None } else { processes.get(&process.parent) }
                 };
                 let ancestors = std::iter::successors(above(&process), above);
-                found.push((process.pid, process.noted, describe(process, ancestors, watched)));
+                found.push((
+                    process.pid,
+                    process.noted,
+                    files.describe(process, ancestors, policy),
+                ));
             }
             Some(false) => {}
             // A process we cannot see into may hold it as well.
@@ -275,11 +347,11 @@ fn hold(pid: i32, joined: &Joined) -> Option<Held<'_>> {
     let started = fields.get(19)?.parse().ok()?;
     let headless = fields.first() == Some(&"Z") && threads > 1;
     let (programs, noted) = (&joined.member.programs, joined.noted.is_some());
-    Some(Held { pid, programs, noted, parent, started, headless, directory })
+    let began = joined.began;
+    Some(Held { pid, programs, noted, began, parent, started, headless, directory })
 }
 
 fn read_small(file: OwnedFd) -> Option<String> {
-    use std::io::Read as _;
     let mut bytes = Vec::new();
     fs::File::from(file).take(4096).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
@@ -346,41 +418,97 @@ fn carries_descriptors(process: &Held<'_>, task: &str, descriptor: &str) -> bool
         .is_some_and(|count| count.trim() != "0")
 }
 
-fn describe<'a, H>(
-    process: &Held<'_>,
-    ancestors: impl Iterator<Item = H>,
-    watched: &HashSet<String>,
-) -> Process
-where
-    H: std::borrow::Borrow<Held<'a>>,
-{
-    let ancestors = ancestors.take(MAX_ANCESTORS).map(|held| executable(held.borrow(), watched));
-    Process { binary: executable(process, watched), ancestors: ancestors.collect() }
-}
+impl Files {
+    fn describe<'a, H>(
+        &mut self,
+        process: &Held<'_>,
+        ancestors: impl Iterator<Item = H>,
+        policy: Option<&Policy>,
+    ) -> Process
+    where
+        H: std::borrow::Borrow<Held<'a>>,
+    {
+        let mut found = Process::default();
+        found.binary = self.executable(process, policy, &mut found);
+        for held in ancestors.take(MAX_ANCESTORS) {
+            let path = self.executable(held.borrow(), policy, &mut found);
+            found.ancestors.push(path);
+        }
+        found
+    }
 
-/// The target of `/proc/PID/exe`. A file without a name any more (deleted,
-/// memfd), and one that is not what policy's path meant at the start, is marked so
-/// that no path of a policy can mean it.
-fn executable(process: &Held<'_>, watched: &HashSet<String>) -> String {
-    let Ok(target) = readlinkat(&process.directory, "exe", Vec::new()) else {
-        return "(unknown)".to_owned();
-    };
-    let mut path = target.to_string_lossy().into_owned();
-    if path.len() > MAX_PATH_BYTES {
-        return "(too long)".to_owned();
+    /// The target of `/proc/PID/exe`. A file without a name any more (deleted,
+    /// memfd), and one that is not what policy's path meant at the start, is marked so
+    /// that no path of a policy can mean it.
+    fn executable(
+        &mut self,
+        process: &Held<'_>,
+        policy: Option<&Policy>,
+        found: &mut Process,
+    ) -> String {
+        let Ok(target) = readlinkat(&process.directory, "exe", Vec::new()) else {
+            return "(unknown)".to_owned();
+        };
+        let mut path = target.to_string_lossy().into_owned();
+        if path.len() > MAX_PATH_BYTES {
+            return "(too long)".to_owned();
+        }
+        // Following the link reaches the very inode that runs.
+        let file = statat(&process.directory, "exe", AtFlags::empty()).ok();
+        let Some(stat) = file.filter(|stat| stat.st_nlink > 0) else {
+            path.insert_str(0, "(deleted) ");
+            return path;
+        };
+        let own = file_id(&stat);
+        let changed = match process.programs.get(&path) {
+            Some(known) => own != *known,
+            None => self.watched.contains(&path),
+        };
+        if changed {
+            path.insert_str(0, CHANGED);
+            return path;
+        }
+        let ctime = (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).unwrap_or(u32::MAX));
+        if self.clock.is_late(ctime, process.began) {
+            found.late.insert(path.clone());
+        }
+        if policy.is_some_and(|policy| policy.asks_for_digest(&path))
+            && let Some(digest) = self.digest(process, own)
+        {
+            found.digests.insert(path.clone(), digest);
+        }
+        path
     }
-    // Following the link reaches the very inode that runs.
-    let stat = statat(&process.directory, "exe", AtFlags::empty()).ok();
-    let changed = match process.programs.get(&path) {
-        Some(known) => stat.as_ref().map(file_id) != Some(*known),
-        None => watched.contains(&path),
-    };
-    if stat.as_ref().is_none_or(|stat| stat.st_nlink == 0) {
-        path.insert_str(0, "(deleted) ");
-    } else if changed {
-        path.insert_str(0, CHANGED);
+
+    /// The digest of what a process executes; `None` where it cannot be read, is too
+    /// large, or changes meanwhile.
+    fn digest(&mut self, process: &Held<'_>, own: FileId) -> Option<String> {
+        if let Some(digest) = self.digests.get(&own) {
+            return Some(digest.clone());
+        }
+        let now = Instant::now();
+        self.hashed.retain(|made| now.duration_since(*made) < HASH_PERIOD);
+        if self.hashed.len() >= MAX_HASHES || u64::try_from(own.size).ok()? > MAX_HASHED {
+            return None;
+        }
+        self.hashed.push_back(now);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = openat(&process.directory, "exe", flags, Mode::empty()).ok()?;
+        let same = |file: &OwnedFd| rustix::fs::fstat(file).is_ok_and(|stat| file_id(&stat) == own);
+        if !same(&file) {
+            return None;
+        }
+        let mut file = fs::File::from(file);
+        let digest = super::audit::digest_of(&mut (&mut file).take(MAX_HASHED)).ok()?;
+        if !same(&OwnedFd::from(file)) {
+            return None;
+        }
+        if self.digests.len() >= MAX_DIGESTS {
+            self.digests.clear();
+        }
+        self.digests.insert(own, digest.clone());
+        Some(digest)
     }
-    path
 }
 
 fn file_id(stat: &rustix::fs::Stat) -> FileId {
@@ -390,5 +518,26 @@ fn file_id(stat: &rustix::fs::Stat) -> FileId {
         size: stat.st_size,
         changed: stat.st_ctime,
         nanoseconds: i64::try_from(stat.st_ctime_nsec).unwrap_or(-1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_nothing_older() {
+        let mut clock = Clock::new();
+        let (began, real) = (since_boot(), nanoseconds(clock_gettime(ClockId::Realtime)));
+        let at = |nanoseconds: i128| {
+            let seconds = i64::try_from(nanoseconds / 1_000_000_000).unwrap();
+            (seconds, u32::try_from(nanoseconds % 1_000_000_000).unwrap())
+        };
+        assert!(!clock.is_late(at(real - 50_000_000), began));
+        assert!(clock.is_late(at(real + 50_000_000), began));
+        // It was an hour behind for a while: what changed then counts as late.
+        clock.ahead -= 3_600_000_000_000;
+        assert!(clock.is_late(at(real - 50_000_000), began));
+        assert!(!clock.is_late(at(real - 3_700_000_000_000), began));
     }
 }

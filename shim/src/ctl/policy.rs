@@ -227,7 +227,7 @@ fn description(text: &str) -> String {
 }
 
 impl Question {
-    fn intent(&self) -> Result<(Intent, Caller)> {
+    fn intent(&self, policy: &Policy) -> Result<(Intent, Caller)> {
         let destination = match self.host.parse::<IpAddr>() {
             Ok(address) => Destination::Address { address, names: Vec::new() },
             Err(_) => Destination::Host(
@@ -244,10 +244,9 @@ impl Question {
             }
         }
         let caller = Caller {
-            holders: vec![Process {
-                binary: self.binary.clone(),
-                ancestors: self.ancestor.clone(),
-            }],
+            holders: vec![
+                Process::new(self.binary.clone(), self.ancestor.clone()).as_meant_by([policy]),
+            ],
         };
         let mut intent = Intent::connect(destination, self.port);
         intent.request = self.request()?;
@@ -295,7 +294,7 @@ fn graphql(text: &str) -> GraphQl {
 /// Decides with the proxy's own function.
 fn test(question: &Question) -> Result<ExitCode> {
     let engine = engine(&question.policy)?;
-    let (intent, caller) = question.intent()?;
+    let (intent, caller) = question.intent(engine.policy())?;
     let decision = engine.decide(&intent, &caller);
     let (word, rule, denial) = match &decision {
         Decision::Allow(permit) => ("allow", Some(permit.rule()), permit.audited()),
@@ -360,7 +359,7 @@ fn test(question: &Question) -> Result<ExitCode> {
 
 fn explained(question: &Question) -> Result<ExitCode> {
     let engine = engine(&question.policy)?;
-    let (intent, caller) = question.intent()?;
+    let (intent, caller) = question.intent(engine.policy())?;
     let told = explain(&engine, &intent, &caller);
     if question.json {
         print(&serde_json::to_string(&told)?)?;

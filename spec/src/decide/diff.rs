@@ -79,10 +79,10 @@ pub fn diff(before: &Engine, after: &Engine) -> Result<Vec<Change>, TooIntertwin
             let requests = requests(&own)?;
             for binary in &binaries {
                 let caller = Caller {
-                    holders: vec![Process {
-                        binary: binary.example.clone(),
-                        ancestors: Vec::new(),
-                    }],
+                    holders: vec![
+                        Process::new(binary.example.clone(), Vec::new())
+                            .as_meant_by([before.policy(), after.policy()]),
+                    ],
                 };
                 let spot = Spot { host, port, binary, destination: &destination };
                 spot.compare([before, after], &caller, &requests, &mut changes);

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::{AddressRule, Destination, Naming, Process};
 use crate::address;
 use crate::glob::{Kind, Map, Pattern, Trie};
-use crate::name::{Host, HostPattern};
+use crate::name::{Host, HostPattern, Trust};
 use crate::policy::{Binaries, Endpoint, Inspection, Matcher, Policy, Protocol, Rule};
 
 /// An endpoint by its place in the policy.
@@ -43,6 +43,8 @@ pub(super) struct Index {
     /// The first endpoint of a group's port, to be named in refusals.
     ports: Map<(Group, u16), Site>,
     executables: Trie<Binary>,
+    /// Which files of a pattern are meant, by its number; 0 is any program.
+    trust: Vec<Trust>,
     /// Request paths of all rules.
     pub(super) paths: Trie<PathId>,
     bundles: Map<(Group, u16, Binary), Bundle>,
@@ -106,6 +108,7 @@ impl Index {
             everywhere: None,
             ports: Map::default(),
             executables: Trie::new(Kind::Path),
+            trust: vec![Trust::Writable],
             paths: Trie::new(Kind::Path),
             bundles: Map::default(),
         };
@@ -171,9 +174,16 @@ impl Index {
         let Binaries::Listed(list) = &rule.binaries else { return vec![ANY_BINARY] };
         let mut binaries = Vec::with_capacity(list.len());
         for pattern in list {
-            let id = names.binaries.get(pattern.as_str()).copied().unwrap_or_else(|| {
+            let key = (pattern.as_str().to_owned(), pattern.trust().clone());
+            let id = names.binaries.get(&key).copied().unwrap_or_else(|| {
                 let id = names.binary();
-                names.binaries.insert(pattern.as_str().to_owned(), id);
+                names.binaries.insert(key, id);
+                self.trust.push(if pattern.is_literal() && *pattern.trust() == Trust::Start {
+                    // Told apart by what the supervisor calls it: see `CHANGED`.
+                    Trust::Writable
+                } else {
+                    pattern.trust().clone()
+                });
                 self.executables.insert(pattern.pattern(), id);
                 if let Some(real) = aliases.get(pattern.as_str()) {
                     self.executables.insert(&Pattern::literal(real, Kind::Path), id);
@@ -231,11 +241,17 @@ impl Index {
         groups.iter().filter_map(|group| self.ports.get(&(*group, port)).copied()).min()
     }
 
-    /// The patterns that cover a process or one of its ancestors.
-    pub(super) fn binaries(&self, process: &Process) -> Vec<Binary> {
+    /// The patterns that cover a process or one of its ancestors and mean its file. In
+    /// OpenShell's files every file at a path is meant.
+    pub(super) fn binaries(&self, process: &Process, ours: bool) -> Vec<Binary> {
         let mut binaries = vec![ANY_BINARY];
-        for path in std::iter::once(&process.binary).chain(&process.ancestors) {
-            binaries.extend(self.executables.find(path));
+        for path in process.paths() {
+            let meant = |id: &Binary| match self.trust.get(*id as usize) {
+                Some(Trust::Digest(digest)) => process.digests.get(path) == Some(digest),
+                Some(Trust::Writable) => true,
+                Some(Trust::Start) | None => !ours || !process.late.contains(path),
+            };
+            binaries.extend(self.executables.find(path).into_iter().filter(meant));
         }
         binaries.sort_unstable();
         binaries.dedup();
@@ -257,7 +273,7 @@ impl Index {
 struct Names {
     groups: Group,
     wild: Map<String, Group>,
-    binaries: Map<String, Binary>,
+    binaries: Map<(String, Trust), Binary>,
     path_ids: Map<String, PathId>,
     paths: Trie<PathId>,
     said: HashSet<Said, foldhash::fast::FixedState>,

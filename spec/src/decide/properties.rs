@@ -129,9 +129,7 @@ fn intent() -> impl Strategy<Value = Intent> {
 
 fn caller() -> impl Strategy<Value = Caller> {
     prop::sample::select(vec!["/usr/bin/curl", "/usr/bin/node", "/usr/bin/x/y", "/opt/a/b", "/z"])
-        .prop_map(|binary| Caller {
-            holders: vec![Process { binary: binary.to_owned(), ancestors: Vec::new() }],
-        })
+        .prop_map(|binary| Caller { holders: vec![Process::new(binary.to_owned(), Vec::new())] })
 }
 
 /// An answer without its permit.
@@ -295,7 +293,7 @@ fn example(text: &str) -> (Intent, Caller) {
             content: Content::Opaque,
         });
     }
-    let holders = vec![Process { binary: binary.to_owned(), ancestors: Vec::new() }];
+    let holders = vec![Process::new(binary.to_owned(), Vec::new())];
     (intent, Caller { holders })
 }
 

@@ -33,10 +33,10 @@ fn to(host: &str, port: u16) -> Intent {
 
 fn by(binary: &str, ancestors: &[&str]) -> Caller {
     Caller {
-        holders: vec![Process {
-            binary: binary.to_owned(),
-            ancestors: ancestors.iter().map(ToString::to_string).collect(),
-        }],
+        holders: vec![Process::new(
+            binary.to_owned(),
+            ancestors.iter().map(ToString::to_string).collect(),
+        )],
     }
 }
 
@@ -83,7 +83,7 @@ fn the_program_or_an_ancestor_must_be_listed() {
 fn every_holder_must_be_listed() {
     let engine = engine(POLICY);
     let mut caller = by("/usr/bin/curl", &[]);
-    caller.holders.push(Process { binary: "/tmp/evil".to_owned(), ancestors: vec![] });
+    caller.holders.push(Process::new("/tmp/evil".to_owned(), vec![]));
     assert_eq!(
         reason(engine.decide(&to("api.example.com", 443), &caller)),
         Some(Reason::BinaryNotAllowed)
@@ -325,5 +325,51 @@ proptest! {
     #[test]
     fn policies_never_panic(text in "\\PC{0,400}") {
         let _parsed = Policy::parse(&text, "fuzz");
+    }
+}
+
+#[test]
+fn a_late_file_counts_where_it_is_trusted_or_known_by_its_digest() {
+    let text = |mark: &str, digest: &str| {
+        format!(
+            "version: 1\n{mark}network_policies:\n  start: {{endpoints: [{{host: a.example, port: 1}}], binaries: [{{path: '/opt/*'}}, {{path: /opt/deep/one}}]}}\n  writable: {{endpoints: [{{host: b.example, port: 1}}], binaries: [{{path: '/opt/*', trust: writable}}]}}\n  pinned: {{endpoints: [{{host: c.example, port: 1}}], binaries: [{{path: '/opt/*', sha256: '{digest}'}}]}}\n"
+        )
+    };
+    let (good, other) = ("ab".repeat(32), "cd".repeat(32));
+    let ours = engine(&text("nemoclaw: {}\n", &good.to_uppercase()));
+    let caller = |late: bool, digest: &str| {
+        let mut caller = by("/opt/tool", &["/usr/bin/sh"]);
+        let holder = &mut caller.holders[0];
+        if late {
+            holder.late.insert("/opt/tool".to_owned());
+        }
+        holder.digests.insert("/opt/tool".to_owned(), digest.to_owned());
+        caller
+    };
+    let asked = |engine: &Engine, host: &str, late: bool, digest: &str| {
+        reason(engine.decide(&to(host, 1), &caller(late, digest)))
+    };
+    assert_eq!(asked(&ours, "a.example", false, &other), None);
+    assert_eq!(asked(&ours, "a.example", true, &good), Some(Reason::BinaryChanged));
+    assert_eq!(asked(&ours, "b.example", true, &other), None);
+    assert_eq!(asked(&ours, "c.example", true, &good), None);
+    assert_eq!(asked(&ours, "c.example", false, &other), Some(Reason::BinaryNotAllowed));
+    // A file that no pattern names is not allowed, late or not.
+    let mut unlisted = by("/tmp/tool", &[]);
+    unlisted.holders[0].late.insert("/tmp/tool".to_owned());
+    assert_eq!(reason(ours.decide(&to("a.example", 1), &unlisted)), Some(Reason::BinaryNotAllowed));
+    // A whole path is told apart by what the supervisor calls it.
+    let mut exact = by("/opt/deep/one", &[]);
+    exact.holders[0].late.insert("/opt/deep/one".to_owned());
+    assert_eq!(reason(ours.decide(&to("a.example", 1), &exact)), None);
+    let marked = by(&format!("{CHANGED}/opt/deep/one"), &[]);
+    assert_eq!(reason(ours.decide(&to("a.example", 1), &marked)), Some(Reason::BinaryChanged));
+    // In OpenShell's language every file at a path is meant.
+    let plain = "version: 1\nnetwork_policies: {a: {endpoints: [{host: a.example, port: 1}], binaries: [{path: '/opt/*'}]}}\n";
+    assert_eq!(asked(&engine(plain), "a.example", true, &other), None);
+    let printed = crate::policy::print::yaml(ours.policy(), false);
+    assert_eq!(Policy::parse(&printed, "p").unwrap().rules.len(), 3, "{printed}");
+    for part in ["trust", "writable", &good] {
+        assert!(printed.contains(part), "{printed}");
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::address;
 use crate::glob::{Kind, Pattern};
 use crate::http::Method;
-use crate::name::{BinaryPattern, HostPattern};
+use crate::name::{BinaryPattern, HostPattern, Trust};
 
 /// Largest body read where the policy says nothing, in bytes.
 const MAX_BODY_BYTES: u32 = 65_536;
@@ -84,6 +84,29 @@ impl Reader<'_, '_, '_> {
         Origin { file: Arc::clone(self.file), line: at.line }
     }
 
+    /// Which files at a path are meant.
+    fn trust(&mut self, binary: &Node) -> Trust {
+        let digest = binary.get("sha256").and_then(text);
+        let writable = binary.get("trust").and_then(text).as_deref() == Some("writable");
+        if let Some(digest) = digest {
+            if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                self.findings.error(
+                    binary.at,
+                    format!("`{}` is no SHA-256 digest", shown(&digest)),
+                    "write 64 hexadecimal digits, as `sha256sum` prints them",
+                );
+            } else if writable {
+                self.findings.error(
+                    binary.at,
+                    "`sha256` and `trust: writable` contradict each other".to_owned(),
+                    "write the digest alone: it means the file wherever it comes from",
+                );
+            }
+            return Trust::Digest(digest.to_ascii_lowercase());
+        }
+        if writable { Trust::Writable } else { Trust::Start }
+    }
+
     fn binaries(&mut self, rule: &Node) -> Binaries {
         let Some(node) = rule.get("binaries") else {
             // The same omission means "nothing" to OpenShell's engine and
@@ -132,7 +155,7 @@ impl Reader<'_, '_, '_> {
                 );
             }
             match BinaryPattern::parse(&path) {
-                Ok(pattern) => patterns.push(pattern),
+                Ok(pattern) => patterns.push(pattern.trusting(self.trust(binary))),
                 Err(why) => {
                     let message = format!("`{}` is no path of a program: {why}", shown(&path));
                     let help = "write an absolute path; `*` stands for part of one component, `**` for any depth";

@@ -223,7 +223,7 @@ static RULE: Section = Section {
     fields: &[
         key("name", Text, "the rule's key", "A name for people. Decisions and records use the key.", "name: web access", "[a]").hot(),
         key("endpoints", List(&Kind::Section(&ENDPOINT)), "[]", "Where the rule may reach.", "endpoints: [{host: api.example.com, port: 443}]", "api.example.com").hot(),
-        key("binaries", Or("any", &List(&Kind::Section(&BINARY))), "OpenShell's files: no program; ours: any program", "The executables the rule is for, or `any`. A connection matches where every holder of its socket, or an ancestor of that process, is listed. A program named by its whole path has to be the file that was there when the container started: one that is written to, replaced or new is refused (`binary_changed`) until the container starts again (in OpenShell's files, a new one is taken as it is first seen). Patterns are compared by path alone: write none for places that the sandbox can write.", "binaries: [{path: /usr/bin/curl}]", "curl").hot(),
+        key("binaries", Or("any", &List(&Kind::Section(&BINARY))), "OpenShell's files: no program; ours: any program", "The executables the rule is for, or `any`. A connection matches where every holder of its socket, or an ancestor of that process, is listed. A program named by its whole path has to be the file that was there when the container started: one that is written to, replaced or new is refused (`binary_changed`) until the container starts again (in OpenShell's files, a new one is taken as it is first seen). So is a program that a pattern names and that was written or made while the container ran (in OpenShell's files it counts). `sha256` and `trust: writable` name programs that come later.", "binaries: [{path: /usr/bin/curl}]", "curl").hot(),
     ],
 };
 
@@ -233,6 +233,8 @@ static BINARY: Section = Section {
     frame: "version: 1, nemoclaw: {}, network_policies: {web: {binaries: [{@}]}}",
     fields: &[
         key("path", Text, "required", "An absolute path. With a `*` it is a pattern: `*` stays within a component, `**` spans any number, and `?`, `[a-z]`, `{a,b}` work too. Without one it is compared byte by byte. Symbolic links of the image are followed.", "path: /usr/bin/python3*", "curl").hot().required(),
+        key("sha256", Text, "the file that was there at the start", "Ours: the program is a file with this digest, wherever it comes from and whenever it appears: 64 hexadecimal digits, as `sha256sum` prints them. Files of more than 512 MiB match none.", "path: /sandbox/agent, sha256: '0000000000000000000000000000000000000000000000000000000000000000'", "[a]").hot(),
+        key("trust", Word(&["start", "writable"]), "start", "Ours: `start` means files that were there before anything in the sandbox ran. `writable` also means what the sandbox puts there or changes: whoever can write the path has the rule's powers.", "path: /sandbox/tools/*, trust: writable", "first").hot(),
         key("harness", Bool, "ignored", "OpenShell's legacy key, without effect.", "path: /usr/bin/node, harness: true", "'no'"),
     ],
 };

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::address::{AddressClass, classify};
 use crate::glob::{Kind, Pattern};
-use crate::name::HostPattern;
+use crate::name::{HostPattern, Trust};
 
 /// Hosts that advice knows: `KIND PATTERN` on each line.
 const KNOWN_HOSTS: &str = include_str!("../../../policies/presets/known-hosts.txt");
@@ -164,13 +164,22 @@ impl Linter<'_> {
                             format!("`{text}` is every program"),
                             "list the programs that need it",
                         );
-                    } else if WRITABLE.iter().any(|place| text.starts_with(place))
-                        || text.starts_with("/**")
+                    } else if *pattern.trust() == Trust::Writable {
+                        self.advise(
+                            &rule.at,
+                            format!(
+                                "whoever writes to `{text}` in the sandbox has this rule's powers"
+                            ),
+                            "name a digest with `sha256`, or a program in a read-only directory",
+                        );
+                    } else if *pattern.trust() == Trust::Start
+                        && (WRITABLE.iter().any(|place| text.starts_with(place))
+                            || text.starts_with("/**"))
                     {
                         self.advise(
                             &rule.at,
-                            format!("`{text}` covers paths that the sandbox can write"),
-                            "name a program in a read-only directory",
+                            format!("`{text}` covers paths that the sandbox can write; what is written there while it runs does not count"),
+                            "name a program in a read-only directory, a digest with `sha256`, or write `trust: writable`",
                         );
                     }
                 }
@@ -386,7 +395,10 @@ fn covers(wide: &Binaries, narrow: &Binaries) -> bool {
         (_, Binaries::Any) => false,
         (Binaries::Listed(wide), Binaries::Listed(narrow)) => narrow.iter().all(|own| {
             wide.iter().any(|pattern| {
-                pattern == own || (own.is_literal() && pattern.matches(own.as_str()))
+                pattern == own
+                    || (own.is_literal()
+                        && pattern.trust() == own.trust()
+                        && pattern.matches(own.as_str()))
             })
         }),
     }

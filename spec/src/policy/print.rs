@@ -11,7 +11,7 @@ use super::{
     Protocol, Registered, Rule,
 };
 use crate::glob::Pattern;
-use crate::name::HostPattern;
+use crate::name::{BinaryPattern, HostPattern, Trust};
 
 /// The policy as a file that parses to the same policy. With `origins`, a
 /// comment tells where each rule comes from.
@@ -158,9 +158,16 @@ fn rules(
 fn binaries(rule: &Rule) -> Json {
     match &rule.binaries {
         Binaries::Any => json!("any"),
-        Binaries::Listed(list) => {
-            Json::Array(list.iter().map(|binary| json!({ "path": binary.as_str() })).collect())
-        }
+        Binaries::Listed(list) => Json::Array(list.iter().map(binary).collect()),
+    }
+}
+
+fn binary(pattern: &BinaryPattern) -> Json {
+    let path = pattern.as_str();
+    match pattern.trust() {
+        Trust::Start => json!({ "path": path }),
+        Trust::Writable => json!({ "path": path, "trust": "writable" }),
+        Trust::Digest(digest) => json!({ "path": path, "sha256": digest }),
     }
 }
 
