@@ -25,7 +25,8 @@ docker_config() {
   "runtimes": {
     "nemoclaw": {"path": "$NEMOCLAW_DIST/nemoclaw"},
     "nemoclaw-weak": {"path": "$NEMOCLAW_WORK/weak/nemoclaw"},
-    "nemoclaw-unnoted": {"path": "$NEMOCLAW_REPO/hack/unnoted", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
+    "nemoclaw-unnoted": {"path": "$NEMOCLAW_REPO/hack/hosts/unnoted", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
+    "nemoclaw-full-disk": {"path": "$NEMOCLAW_REPO/hack/hosts/full-disk", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
     "nemoclaw-observe": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "observe"]},
     "nemoclaw-test": {"path": "$NEMOCLAW_DIST/nemoclaw", "runtimeArgs": ["--policy", "$NEMOCLAW_WORK/policy/test.yaml"]},
 $(for_policies docker_runtime)

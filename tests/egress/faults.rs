@@ -4,12 +4,16 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use nemoclaw_tests::docker::{Container, docker};
-use nemoclaw_tests::{Outcome, equal, eventually, full, sh};
+use nemoclaw_tests::{Outcome, contains, equal, eventually, full, sh};
 
 use crate::{IMAGE, proxies};
 
-pub(super) const TRIALS: [crate::Named; 1] =
-    [("a_worker_killed_again_and_again_leaves_nothing_behind", killed)];
+pub(super) const TRIALS: [crate::Named; 4] = [
+    ("a_worker_killed_again_and_again_leaves_nothing_behind", killed),
+    ("a_full_disk_closes_egress", full_disk),
+    ("servers_that_break_off_dawdle_or_stay_silent_hold_nobody_up", servers),
+    ("many_sandboxes_run_side_by_side", side_by_side),
+];
 
 /// Connects without a pause by the address that the name got at the beginning, and
 /// tells how many connections worked and the longest time without one.
@@ -82,5 +86,98 @@ fn killed() -> Outcome {
     equal("memory stays", &(after.1 < memory + 1024), &true)?;
     let restarts = format!("worker_restarts_total{{sandbox=\"{}\"}} {times}\n", container.id);
     let counted = crate::nemoclaw(&["metrics", "--sandbox", &container.id]).out;
-    nemoclaw_tests::contains("counted", &counted, &restarts)
+    contains("counted", &counted, &restarts)
+}
+
+/// What cannot be recorded does not happen.
+fn full_disk() -> Outcome {
+    let container = Container::start("nemoclaw-full-disk", IMAGE, &[])?;
+    let (supervisor, worker) = proxies(&container)?;
+    let log = format!("/proc/{supervisor}/root/var/log/nemoclaw/{}.jsonl", container.id);
+    let kept = std::fs::File::open(&log)?;
+    let allowed = || container.sh("curl -s -m 5 http://allowed.test/");
+    contains("at first", &allowed().ok()?.out, "hello")?;
+    let flood = "for n in $(seq 60); do curl -s -o /dev/null -m 2 http://denied.test/; done";
+    let _refused = container.sh(flood);
+    eventually(Duration::from_secs(5), "both have ended", || {
+        [supervisor, worker].iter().all(|pid| !sh(&format!("kill -0 {pid}")).err.is_empty())
+    })?;
+    equal("egress is closed", &(allowed().code != 0), &true)?;
+    // What was written is whole, line by line, but for the last one.
+    let text = std::io::read_to_string(kept)?;
+    let lines: Vec<&str> = text.split('\n').collect();
+    let (_torn, whole) = lines.split_last().ok_or("nothing was recorded")?;
+    equal("some records", &(whole.len() > 8), &true)?;
+    for line in whole {
+        let _record: serde_json::Value = serde_json::from_str(line)?;
+    }
+    Ok(())
+}
+
+/// Many connections to where nobody answers, one that is read slowly, one broken off.
+const SERVERS: &str = "
+import socket, threading, time
+silent = socket.gethostbyname('silent.test'); address = socket.gethostbyname('allowed.test')
+held = []
+for n in range(150):
+    s = socket.socket(); s.setblocking(False); s.connect_ex((silent, 80)); held.append(s)
+slow = socket.create_connection((address, 13), 5); slow.setblocking(False)
+pushed = 0
+for n in range(200):
+    try: pushed += slow.send(bytes(1 << 20))
+    except BlockingIOError: time.sleep(0.01)
+begun, answers = time.time(), 0
+for n in range(20):
+    with socket.create_connection((address, 2525), 5) as s:
+        s.settimeout(5); answers += s.recv(9) != b''
+took = time.time() - begun
+broken = socket.create_connection((address, 11), 5); broken.settimeout(5); broken.sendall(b'x')
+got = broken.recv(9)
+try: print('end', broken.recv(9))
+except ConnectionResetError: print('reset after', got)
+print(answers, 'answers', took < 3, 'pushed', pushed < 64 << 20, flush=True)
+";
+
+fn servers() -> Outcome {
+    let container = Container::start(crate::RUNTIME, IMAGE, &[])?;
+    let (_, worker) = proxies(&container)?;
+    let before = weight(worker)?.1;
+    let seen = container.sh(&format!("python3 -c \"{SERVERS}\"")).ok()?;
+    equal("seen", &seen.out, &"reset after b'ok'\n20 answers True pushed True\n".to_owned())?;
+    // What a slow server does not take waits in the kernel, not with us.
+    let grown = weight(worker)?.1 - before;
+    equal(&format!("{grown} KiB more"), &(grown < 8 * 1024), &true)?;
+    eventually(Duration::from_secs(15), "silence is recorded", || {
+        let records = container.audit();
+        let silent = records.iter().filter(|record| record["host"] == "silent.test");
+        silent.filter(|record| record["reason"] == "upstream_unreachable").count() == 150
+    })
+}
+
+/// 200 with --full: each has its own network namespace, proxy and record.
+fn side_by_side() -> Outcome {
+    let number = if full() { 200 } else { 12 };
+    let mut running = Vec::new();
+    for n in 0..number {
+        let started = Container::start("nemoclaw", IMAGE, &[]);
+        running.push(started.map_err(|error| format!("the {n}th: {error:?}"))?);
+    }
+    let proxies_of = |container: &Container| proxies(container).map(|(a, b)| [a, b]);
+    let pids: Vec<i32> = running.iter().map(proxies_of).collect::<Result<Vec<_>, _>>()?.concat();
+    let listed: Vec<String> = pids.iter().map(ToString::to_string).collect();
+    let told = sh(&format!(
+        "for p in {}; do awk '/^Pss:/ {{print $2}}' /proc/$p/smaps_rollup; done",
+        listed.join(" ")
+    ));
+    let kib: i64 = told.out.split_whitespace().filter_map(|n| n.parse::<i64>().ok()).sum();
+    let each = kib / i64::from(number);
+    let _shown = writeln!(std::io::stderr(), "{number} sandboxes: {each} KiB of proxy each");
+    equal(&format!("{each} KiB of proxy each"), &(each > 0 && each < 6 * 1024), &true)?;
+    for container in [&running[0], &running[running.len() - 1]] {
+        contains("it answers", &container.sh("curl -s http://denied.test/").out, "no_endpoint")?;
+    }
+    drop(running);
+    eventually(Duration::from_secs(10), "nothing is left", || {
+        pids.iter().all(|pid| !sh(&format!("kill -0 {pid}")).err.is_empty())
+    })
 }

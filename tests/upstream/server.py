@@ -7,6 +7,8 @@
                            them, on 10.99.0.10, 169.254.169.254 and 2001:db8:113::10
   203.0.113.10:7           reads until end of file, then sends everything back
   203.0.113.10:9           reads, never answers
+  203.0.113.10:11          answers two bytes and breaks off
+  203.0.113.10:13          reads a little at a time
   203.0.113.10:2525        speaks first ("220 hello"), then echoes lines
   203.0.113.10:22          SSH that asks for no key: `git-upload-pack` of /repo.git, or a greeting
   203.0.113.10:3306, 5432, 6379  enough of MySQL, PostgreSQL and Redis for one question
@@ -69,6 +71,7 @@ ZONE = {
     "private.test": "10.99.0.10",
     "alias.test": "allowed.test",
     "two.test": MAIN,
+    "silent.test": "203.0.113.200",
 }
 # An address that nobody has, before the name's own.
 SILENT = {"two.test": "203.0.113.200"}
@@ -220,6 +223,19 @@ def echo_whole(connection, _peer):
 def sink(connection, _peer):
     while connection.recv(len(BLOCK)):
         pass
+
+
+def breaks(connection, _peer):
+    connection.recv(1)
+    connection.sendall(b"ok")
+    time.sleep(0.05)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def dawdle(connection, _peer):
+    while connection.recv(1024):
+        time.sleep(0.05)
 
 
 def banner(connection, _peer):
@@ -1026,6 +1042,8 @@ def main():
                 raise
     serve_tcp(MAIN, 7, echo_whole, log)
     serve_tcp(MAIN, 9, sink, log)
+    serve_tcp(MAIN, 11, breaks, log)
+    serve_tcp(MAIN, 13, dawdle, log)
     serve_tcp(MAIN, 2525, banner, log)
     serve_tcp(MAIN, 22, Ssh(os.path.join(where, "server.key"), repo), log)
     serve_tcp(MAIN, 3306, mysql, log)
