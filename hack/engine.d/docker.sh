@@ -22,6 +22,7 @@ docker_config() {
   "hosts": ["unix://$run/docker.sock"],
   "dns": ["203.0.113.53"],
   "exec-opts": ["native.cgroupdriver=cgroupfs"],
+  "live-restore": $([[ $engine == docker26* ]] && echo true || echo false),
   "runtimes": {
     "nemoclaw": {"path": "$NEMOCLAW_DIST/nemoclaw"},
     "nemoclaw-weak": {"path": "$NEMOCLAW_WORK/weak/nemoclaw"},
@@ -62,6 +63,18 @@ docker_up() {
     wait_for 60 "$run/dockerd.pid" "$state/dockerd.log" docker_cli version
     # What a killed daemon could not remove.
     docker_clear
+}
+
+# As if the daemon had crashed: nothing is cleared before it starts again.
+docker_crash() {
+    docker_is_up || die "$engine is not up"
+    local pid
+    pid=$(cat "$run/docker.pid")
+    kill -KILL "$pid"
+    while alive "$run/dockerd.pid" || kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+    rm -f "$run/docker.pid"
+    spawn "$run/dockerd.pid" "$state/dockerd.log" dockerd --config-file "$state/daemon.json"
+    wait_for 60 "$run/dockerd.pid" "$state/dockerd.log" docker_cli version
 }
 
 docker_clear() {

@@ -45,6 +45,10 @@ fn main() -> ExitCode {
         Trial::test("podman5/user_namespaces_are_confined_alike", user_namespace)
             .with_ignored_flag(ignored),
     );
+    trials.push(
+        Trial::test("docker26/egress_goes_on_when_the_engine_crashes", crash)
+            .with_ignored_flag(ignored),
+    );
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -303,4 +307,33 @@ fn verify(engine: Engine) -> Outcome {
     container.exec("0", &["sh", "-c", "until [ -s /tmp/gateway.pid ]; do sleep 0.1; done"]).ok()?;
     let done = engine.inside(&[&program, "verify", &container.id]);
     equal("step-down", &done.code, &0).map_err(|_differs| done.text().into())
+}
+
+/// The engine is killed and starts again; the sandbox does not notice.
+fn crash() -> Outcome {
+    const ASKS: &str = "while sleep 0.2; do
+        curl -s -o /dev/null -m 2 -w '%{http_code}\\n' http://denied.test/ >>/tmp/answers; done";
+    let engine = Engine::Docker26;
+    let container = Running::start(engine, "nemoclaw", "base", &["sh", "-c", ASKS])?;
+    let directories = || engine.inside(&["ls", "/run/nemoclaw/sandboxes"]).out;
+    let before = directories();
+    let crashed = std::process::Command::new(repository().join("hack/engine"))
+        .args(["crash", engine.name()])
+        .output()?;
+    equal("the engine is back", &crashed.status.success(), &true)
+        .map_err(|_failed| String::from_utf8_lossy(&crashed.stderr).into_owned())?;
+    let answers = container.exec("0", &["sh", "-c", "sleep 1; cat /tmp/answers"]).ok()?.out;
+    let codes: Vec<&str> = answers.lines().collect();
+    equal("more than before", &(codes.len() > 5), &true)?;
+    equal("all explained", &codes.iter().all(|code| *code == "403"), &true)
+        .map_err(|_differs| answers.clone())?;
+    equal("sandboxes", &directories(), &before)?;
+    let program = binary("nemoclaw").display().to_string();
+    let verified = engine.inside(&[&program, "verify", &container.id]);
+    equal("verified", &verified.code, &0).map_err(|_differs| verified.text())?;
+    let id = container.id.clone();
+    drop(container);
+    nemoclaw_tests::eventually(std::time::Duration::from_secs(5), "its proxy is gone", || {
+        engine.inside(&[&program, "metrics", "--sandbox", &id]).code != 0
+    })
 }
