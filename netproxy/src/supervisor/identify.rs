@@ -255,7 +255,9 @@ fn parent<'a>(process: &Held<'_>, members: &'a Members) -> Option<Held<'a>> {
     if members.iter().any(|joined| joined.member.pid == process.pid) {
         return None;
     }
-    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", process.parent)).ok()?;
+    let path = format!("/proc/{}/cgroup", process.parent);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let cgroup = read_small(&rustix::fs::open(path, flags, Mode::empty()).ok()?)?;
     let path = unified(&cgroup)?;
     let joined = members
         .iter()
@@ -339,7 +341,7 @@ fn hold(pid: i32, joined: &Joined) -> Option<Held<'_>> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
     let directory = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
     let stat = openat(&directory, "stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let text = read_small(stat)?;
+    let text = read_small(&stat)?;
     // The name in parentheses may hold anything.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let parent = fields.get(1)?.parse().ok()?;
@@ -351,10 +353,11 @@ fn hold(pid: i32, joined: &Joined) -> Option<Held<'_>> {
     Some(Held { pid, programs, noted, began, parent, started, headless, directory })
 }
 
-fn read_small(file: OwnedFd) -> Option<String> {
-    let mut bytes = Vec::new();
-    fs::File::from(file).take(4096).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+fn read_small(file: &OwnedFd) -> Option<String> {
+    // procfs gives what fits at once.
+    let mut bytes = [0; 4096];
+    let length = rustix::io::read(file, &mut bytes).ok()?;
+    Some(String::from_utf8_lossy(bytes.get(..length)?).into_owned())
 }
 
 /// Whether a process, by any of its threads, holds the socket; `None` when that
@@ -412,7 +415,7 @@ fn holds(process: &Held<'_>, wanted: &str) -> Option<bool> {
 fn carries_descriptors(process: &Held<'_>, task: &str, descriptor: &str) -> bool {
     let path = format!("task/{task}/fdinfo/{descriptor}");
     let opened = openat(&process.directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let Some(text) = opened.ok().and_then(read_small) else { return false };
+    let Some(text) = opened.ok().as_ref().and_then(read_small) else { return false };
     text.lines()
         .find_map(|line| line.strip_prefix("scm_fds:"))
         .is_some_and(|count| count.trim() != "0")
