@@ -12,7 +12,11 @@ use serde_json::Value;
 
 use crate::{IMAGE, RUNTIME, dns_log};
 
-pub(super) const TRIALS: [crate::Named; 1] = [("no_packet_leaves_that_is_not_on_record", watched)];
+pub(super) const TRIALS: [crate::Named; 3] = [
+    ("no_packet_leaves_that_is_not_on_record", watched),
+    ("a_frame_that_no_chain_has_passed_goes_nowhere", frames),
+    ("a_network_that_is_connected_later_is_captured_too", connected),
+];
 
 /// What is captured, ended when dropped.
 struct Capture {
@@ -110,4 +114,48 @@ fn watched() -> Outcome {
     equal("recorded and seen", &(seen.len() > 10), &true)?;
     contains("questions", &dns_log(), "allowed.test")?;
     equal("leaked names", &dns_log().contains("leak"), &false)
+}
+
+/// Sends a frame of a protocol for experiments (IEEE 802, 88b5) in the namespace.
+fn send_frame(container: &Container) -> Outcome {
+    let script = "import socket; s = socket.socket(17, 3, 0); s.bind((\"eth0\", 0)); s.send(b\"\\xff\" * 6 + s.getsockname()[4] + b\"\\x88\\xb5\" + bytes(46))";
+    let pid = container.pid()?;
+    // Where it is refused, the socket says so; that is not what is asked here.
+    nemoclaw_tests::sh(&format!("nsenter -t {pid} -n python3 -c '{script}'"));
+    Ok(())
+}
+
+fn frames() -> Outcome {
+    for (runtime, comes) in [("runc", true), (RUNTIME, false)] {
+        let container = Container::start(runtime, IMAGE, &[])?;
+        let capture = Capture::start(&container)?;
+        send_frame(&container)?;
+        container.sh("curl -s -m 2 http://allowed.test/");
+        eventually(Duration::from_secs(5), "other packets", || capture.text().contains("udp"))?;
+        equal(runtime, &capture.text().contains("ethertype-88b5"), &comes)?;
+    }
+    Ok(())
+}
+
+fn connected() -> Outcome {
+    let network = nemoclaw_tests::unique("net");
+    docker(&["network", "create", &network]).ok()?;
+    let tried = Container::start(RUNTIME, IMAGE, &[]).and_then(|container| {
+        docker(&["network", "connect", &network, &container.name]).ok()?;
+        docker(&["network", "disconnect", "bridge", &container.name]).ok()?;
+        let links = container.sh("ls /sys/class/net").out;
+        equal(&links, &(links.contains("eth1") && !links.contains("eth0")), &true)?;
+        contains("listed", &container.sh("curl -s -m 5 http://allowed.test/").out, "hello")?;
+        contains("unlisted", &container.sh("curl -s -m 5 http://denied.test/").out, "no_endpoint")?;
+        let script = "
+import socket
+for kind, port in ((socket.SOCK_DGRAM, 9999), (socket.SOCK_STREAM, 80)):
+    s = socket.socket(socket.AF_INET, kind); s.settimeout(1)
+    try: s.connect(('203.0.113.10', port)); s.send(b'GET / HTTP/1.0\\r\\n\\r\\n'); print(b'hello from' in s.recv(999))
+    except OSError: print('refused')";
+        let seen = container.sh(&format!("python3 -c \"{script}\"")).ok()?.out;
+        equal("by address", &seen.contains("True"), &false)
+    });
+    docker(&["network", "rm", &network]);
+    tried
 }

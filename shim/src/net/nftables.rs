@@ -15,6 +15,7 @@ use super::netlink::{APPEND, Buffer, CREATE, DUMP, EXCLUSIVE, REQUEST, dump, exc
 
 const TABLE: &str = "nemoclaw";
 const FAMILY_INET: u8 = 1;
+const FAMILY_NETDEV: u8 = 5;
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -29,6 +30,8 @@ const HOOK_INPUT: u32 = 1;
 const HOOK_FORWARD: u32 = 2;
 const HOOK_OUTPUT: u32 = 3;
 const HOOK_POSTROUTING: u32 = 4;
+/// Of netdev: where frames go to a device (NF_NETDEV_EGRESS, since Linux 5.16).
+const HOOK_EGRESS: u32 = 1;
 /// Before Docker's own chains, which sit at -100.
 const BEFORE_DOCKER: i32 = -110;
 
@@ -42,6 +45,7 @@ const RETURN: u32 = 0xffff_fffb;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
+const ARP: u16 = 0x0806;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 /// Docker's resolver inside the namespace; it forwards to the outside.
@@ -66,15 +70,36 @@ pub(crate) enum Kind {
 /// # Errors
 /// When the kernel refuses the batch; nothing of it is in force then.
 pub(super) fn install(kind: &Kind) -> io::Result<()> {
-    match write(kind, false) {
-        // A namespace that an engine made and we locked before: replace.
-        Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => write(kind, true),
+    let devices = devices()?;
+    let written = write_anew(kind, &devices);
+    match written {
+        // A kernel without that hook: it only backs up what the others do.
+        Err(_) if !devices.is_empty() => write_anew(kind, &[]),
         other => other,
     }
 }
 
-fn write(kind: &Kind, replace: bool) -> io::Result<()> {
-    let mut batch = Batch::default();
+fn write_anew(kind: &Kind, devices: &[String]) -> io::Result<()> {
+    match write(kind, devices, false) {
+        // A namespace that an engine made and we locked before: replace.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => write(kind, devices, true),
+        other => other,
+    }
+}
+
+/// The devices that lead out.
+fn devices() -> io::Result<Vec<String>> {
+    let interfaces = nix::net::if_::if_nameindex()?;
+    Ok(interfaces
+        .iter()
+        // The loopback interface has index 1 in every namespace.
+        .filter(|interface| interface.index() != 1)
+        .filter_map(|interface| Some(interface.name().to_str().ok()?.to_owned()))
+        .collect())
+}
+
+fn write(kind: &Kind, devices: &[String], replace: bool) -> io::Result<()> {
+    let mut batch = Batch::new();
     batch.bracket(BATCH_BEGIN);
     if replace {
         batch.add(DELETE_TABLE, 0, |m| m.text(1, TABLE));
@@ -86,6 +111,9 @@ fn write(kind: &Kind, replace: bool) -> io::Result<()> {
             locked(&mut batch, *engine_resolver);
             inbound(&mut batch, ingress.as_deref());
             batch.chain("forward", "filter", HOOK_FORWARD, 0, DROP);
+            if !devices.is_empty() {
+                wire(&mut batch, devices, replace);
+            }
         }
     }
     batch.acknowledge_last();
@@ -102,9 +130,10 @@ pub(super) fn fingerprint() -> io::Result<Vec<u8>> {
     const GENERIC_HEADER: usize = 4;
     const MOST: usize = 1024 * 1024;
     let mut print = Vec::new();
-    for kind in [GET_CHAIN, GET_RULE] {
+    let families = [FAMILY_INET, FAMILY_NETDEV];
+    for (family, kind) in families.into_iter().flat_map(|f| [(f, GET_CHAIN), (f, GET_RULE)]) {
         let mut request = Buffer::default();
-        request.message(kind, REQUEST | DUMP, |m| m.raw(&[FAMILY_INET, 0, 0, 0]));
+        request.message(kind, REQUEST | DUMP, |m| m.raw(&[family, 0, 0, 0]));
         for body in dump(SockProtocol::NetlinkNetFilter, &request, MOST)? {
             // The header holds the generation, which any change of others moves.
             let body = body.get(GENERIC_HEADER..).unwrap_or_default();
@@ -163,10 +192,15 @@ fn locked(batch: &mut Batch, engine_resolver: bool) {
     // interface (SO_BINDTODEVICE, IP_UNICAST_IF) takes local addresses outside.
     batch.chain("leave", "filter", HOOK_POSTROUTING, AFTER_ALL, DROP);
     batch.rule("leave", |r| r.leaves_by_loopback().verdict(ACCEPT));
+    // What may leave carries the mark from here on: see `wire`.
     batch.rule("leave", |r| r.mark_is(PACKET_MARK).verdict(ACCEPT));
-    batch.rule("leave", |r| r.connection_mark_is(PACKET_MARK).of_host_root().verdict(ACCEPT));
-    batch.rule("leave", |r| r.connection_mark_is(INBOUND_MARK).verdict(ACCEPT));
-    batch.rule("leave", |r| r.neighbour_discovery().verdict(ACCEPT));
+    batch.rule("leave", |r| {
+        r.connection_mark_is(PACKET_MARK).of_host_root().set_mark(PACKET_MARK).verdict(ACCEPT)
+    });
+    batch.rule("leave", |r| {
+        r.connection_mark_is(INBOUND_MARK).set_mark(PACKET_MARK).verdict(ACCEPT)
+    });
+    batch.rule("leave", |r| r.neighbour_discovery().set_mark(PACKET_MARK).verdict(ACCEPT));
     batch.chain("input", "filter", HOOK_INPUT, 0, DROP);
     // Answers of a resolver outside do not come over loopback: a sandbox that
     // takes its address must not answer the proxy.
@@ -190,6 +224,24 @@ fn locked(batch: &mut Batch, engine_resolver: bool) {
     batch.rule("input", |r| r.connection_mark_is(PACKET_MARK).verdict(ACCEPT));
     batch.rule("input", |r| r.connection_mark_is(INBOUND_MARK).verdict(ACCEPT));
     batch.rule("input", |r| r.neighbour_discovery().verdict(ACCEPT));
+}
+
+/// The last thing before a device: frames that did not pass [`locked`]'s last chain, of
+/// whatever protocol, go nowhere. ARP knows no marks.
+fn wire(batch: &mut Batch, devices: &[String], replace: bool) {
+    batch.family = FAMILY_NETDEV;
+    if replace {
+        // There may be none, or one of before: made, it can be deleted.
+        batch.add(NEW_TABLE, CREATE, |m| m.text(1, TABLE));
+        batch.add(DELETE_TABLE, 0, |m| m.text(1, TABLE));
+    }
+    batch.add(NEW_TABLE, CREATE | EXCLUSIVE, |m| m.text(1, TABLE));
+    batch.chain_on(devices, "wire", "filter", (HOOK_EGRESS, 0), DROP);
+    batch.rule("wire", |r| r.mark_is(PACKET_MARK).verdict(ACCEPT));
+    batch.rule("wire", |r| {
+        r.meta(META_PROTOCOL).compare(EQUAL, ARP.to_be_bytes().to_vec()).verdict(ACCEPT)
+    });
+    batch.family = FAMILY_INET;
 }
 
 /// New connections from outside; replies leave by their mark only.
@@ -268,14 +320,20 @@ fn capture_rules(batch: &mut Batch) {
     batch.rule(chain, |r| r.protocol_is(TCP).redirect(CAPTURE_PORT));
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Batch {
     buffer: Buffer,
     /// Where the last message begins.
     last: usize,
+    /// What tables and rules are of.
+    family: u8,
 }
 
 impl Batch {
+    fn new() -> Self {
+        Self { buffer: Buffer::default(), last: 0, family: FAMILY_INET }
+    }
+
     /// The begin or end of the transaction.
     fn bracket(&mut self, kind: u16) {
         self.buffer.message(kind, REQUEST, |m| {
@@ -287,8 +345,9 @@ impl Batch {
 
     fn add(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Buffer)) {
         self.last = self.buffer.length();
+        let family = self.family;
         self.buffer.message(kind, REQUEST | flags, |m| {
-            m.raw(&[FAMILY_INET, 0, 0, 0]);
+            m.raw(&[family, 0, 0, 0]);
             fill(m);
         });
     }
@@ -300,12 +359,31 @@ impl Batch {
     }
 
     fn chain(&mut self, name: &str, kind: &str, hook: u32, priority: i32, policy: u32) {
+        self.chain_on(&[], name, kind, (hook, priority), policy);
+    }
+
+    /// A chain on devices, where its family has them.
+    fn chain_on(
+        &mut self,
+        devices: &[String],
+        name: &str,
+        kind: &str,
+        (hook, priority): (u32, i32),
+        policy: u32,
+    ) {
         self.add(NEW_CHAIN, CREATE, |m| {
             m.text(1, TABLE);
             m.text(3, name);
             m.nest(4, |hook_attribute| {
                 hook_attribute.be32(1, hook);
                 hook_attribute.be32(2, priority.cast_unsigned());
+                if !devices.is_empty() {
+                    hook_attribute.nest(4, |list| {
+                        for device in devices {
+                            list.text(1, device);
+                        }
+                    });
+                }
             });
             m.be32(5, policy);
             m.text(7, kind);
@@ -328,6 +406,7 @@ type Expression = Box<dyn FnOnce(&mut Buffer)>;
 #[derive(Default)]
 struct Rule(Vec<Expression>);
 
+const META_PROTOCOL: u32 = 1;
 const META_MARK: u32 = 3;
 const META_IIF: u32 = 4;
 const META_OIF: u32 = 5;
@@ -420,6 +499,19 @@ impl Rule {
         .expression("ct", |e| {
             e.be32(2, 3);
             e.be32(4, 1);
+        })
+    }
+
+    /// Gives the packet itself a mark.
+    fn set_mark(self, mark: u32) -> Self {
+        self.expression("immediate", move |e| {
+            e.be32(1, 1);
+            e.nest(2, |data| data.attribute(1, &mark.to_ne_bytes()));
+        })
+        // NFTA_META_SREG.
+        .expression("meta", |e| {
+            e.be32(2, META_MARK);
+            e.be32(3, 1);
         })
     }
 
