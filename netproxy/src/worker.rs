@@ -1,6 +1,7 @@
 //! The worker: reads hostile bytes, decides, relays. One thread, many
 //! connections; it owns no right but what the supervisor hands it.
 
+mod chain;
 mod connection;
 mod dns;
 mod explicit;

@@ -50,6 +50,10 @@ pub struct Event {
     /// The upstream address that was dialled.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub address: Option<String>,
+    /// The operator's proxy, where the connection goes through it: then `address` is
+    /// its.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub upstream_proxy: Option<String>,
     /// The server name of the TLS hello, where the connection began with one; it is
     /// told when the connection closes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -96,6 +100,7 @@ impl Event {
             detail: None,
             allow_with: None,
             address: None,
+            upstream_proxy: None,
             server_name: None,
             client,
             sent: 0,

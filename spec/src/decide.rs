@@ -219,6 +219,13 @@ impl Permit {
             })
     }
 
+    /// Whether any public address will do, so that others may choose it.
+    pub fn takes_any_public_address(&self) -> bool {
+        self.addresses
+            .iter()
+            .all(|rule| rule.unrestricted && !rule.private && rule.ranges.is_empty())
+    }
+
     /// Which addresses the destination may turn out to have, in words.
     pub fn addresses(&self) -> String {
         let words: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();

@@ -17,6 +17,7 @@ pub mod print;
 pub mod reference;
 mod shape;
 mod tree;
+mod upstream;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,6 +31,7 @@ use crate::name::{BinaryPattern, HostPattern, Trust};
 pub use diagnostic::{Diagnostic, InvalidPolicy, Severity};
 pub use merge::{Files, Library, NoLibrary};
 pub use options::{Assertion, Connections, Excess, Ingress, Options, ToolFiles};
+pub use upstream::UpstreamProxy;
 
 /// The policy that applies when the operator has written none: no egress,
 /// every confinement on. Same text as `policies/baseline.yaml`.

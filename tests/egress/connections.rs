@@ -10,7 +10,7 @@ use crate::IMAGE;
 
 const RUNTIME: &str = "nemoclaw-connections";
 
-pub(super) const TRIALS: [crate::Named; 9] = [
+pub(super) const TRIALS: [crate::Named; 10] = [
     ("urgent_data_does_not_end_a_stream", urgent),
     ("what_happened_is_counted", metrics),
     ("a_program_that_was_replaced_is_another_program", replaced),
@@ -20,6 +20,7 @@ pub(super) const TRIALS: [crate::Named; 9] = [
     ("a_program_has_its_share_of_connections", budget),
     ("an_idle_connection_ends_and_a_busy_one_does_not", idle),
     ("a_connection_lasts_as_long_as_it_may", lifetime),
+    ("permitted_connections_leave_through_the_operator_s_proxy", proxied),
 ];
 
 /// Says hello in one way or another and tells whether a handshake came of it.
@@ -273,4 +274,36 @@ except OSError: print('reset', 5 < time.time() - begun < 8)
     eventually(Duration::from_secs(2), "its end", || !closed(&container).is_empty())?;
     let reason = closed(&container).first().map(|record| record["reason"].clone());
     equal("reason", &reason, &Some("lifetime".into()))
+}
+
+fn proxied() -> Outcome {
+    let container = Container::start("nemoclaw-proxied", IMAGE, &[])?;
+    let fetch = |host: &str| container.sh(&format!("curl -s -m 5 http://{host}/")).out;
+    // The server's address is in no public range: only the proxy may choose it.
+    contains("through it", &fetch("allowed.test"), "hello from allowed.test")?;
+    contains("directly", &fetch("plain.test"), "address_private")?;
+    contains("named addresses", &fetch("files.test"), "hello from files.test")?;
+    contains("refused by it", &fetch("nobody.test"), "upstream_unreachable")?;
+    contains("refused by us", &fetch("denied.test"), "no_endpoint")?;
+    let script =
+        "import socket; print(socket.create_connection(('allowed.test', 2525), 5).recv(99))";
+    contains("speaks first", &container.sh(&format!("python3 -c \"{script}\"")).out, "220 hello")?;
+    let told: Vec<String> = container
+        .audit()
+        .iter()
+        .filter(|record| record["event"] == "connection")
+        .map(|record| {
+            let word = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
+            format!("{} {} {}", word("host"), word("address"), word("upstream_proxy"))
+        })
+        .collect();
+    let wanted = [
+        "allowed.test 203.0.113.11:3128 203.0.113.11:3128",
+        "plain.test - -",
+        "files.test 203.0.113.10:80 -",
+        "nobody.test - 203.0.113.11:3128",
+        "denied.test - -",
+        "allowed.test 203.0.113.11:3128 203.0.113.11:3128",
+    ];
+    equal("recorded", &told, &wanted.map(str::to_owned).to_vec())
 }

@@ -14,6 +14,7 @@
   203.0.113.10:3306, 5432, 6379  enough of MySQL, PostgreSQL and Redis for one question
   203.0.113.10:5353        DNS again, tcp
   203.0.113.10:9999, :443  udp echo
+  203.0.113.11:3128        a proxy: CONNECT, and its answer comes with what the server says
 
 HTTP: /  /size/BYTES  /slow/SECONDS  /echo  /simple/nctest/  /nctest  /repo.git  /index/ (cargo)
 /websocket (echo)  /v1/messages and /v1/responses (models that say "hello from model")
@@ -231,6 +232,36 @@ def breaks(connection, _peer):
     time.sleep(0.05)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+
+
+def proxy(connection, _peer):
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += exactly(connection, 1)
+    method, target, _ = head.split(b" ", 2)
+    host, _, port = target.decode().rpartition(":")
+    if method != b"CONNECT" or host not in ZONE:
+        connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        return
+    with socket.create_connection((ZONE[host], int(port)), 5) as server:
+        # A server that speaks first: both in one.
+        server.settimeout(0.1)
+        try:
+            first = server.recv(len(BLOCK))
+        except TimeoutError:
+            first = b""
+        server.settimeout(IDLE)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nVia: 1.1 test\r\n\r\n" + first)
+
+        def pump(source, sink):
+            while part := source.recv(len(BLOCK)):
+                sink.sendall(part)
+            sink.shutdown(socket.SHUT_WR)
+
+        back = threading.Thread(target=pump, args=(server, connection), daemon=True)
+        back.start()
+        pump(connection, server)
+        back.join()
 
 
 def dawdle(connection, _peer):
@@ -1045,6 +1076,7 @@ def main():
     serve_tcp(MAIN, 11, breaks, log)
     serve_tcp(MAIN, 13, dawdle, log)
     serve_tcp(MAIN, 2525, banner, log)
+    serve_tcp(OTHER, 3128, proxy, log)
     serve_tcp(MAIN, 22, Ssh(os.path.join(where, "server.key"), repo), log)
     serve_tcp(MAIN, 3306, mysql, log)
     serve_tcp(MAIN, 5432, postgres, log)

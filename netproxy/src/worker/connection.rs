@@ -11,6 +11,7 @@ use nemoclaw_spec::decide::{
     Caller, Decision, Denial, Destination, Intent, Naming, Permit, Reason,
 };
 use nemoclaw_spec::name::Host;
+use nemoclaw_spec::policy::UpstreamProxy;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 use super::names::Names;
 use super::relay::End;
 use super::supervisor::Link;
-use super::{Context, explicit, refuse, relay};
+use super::{Context, chain, explicit, refuse, relay};
 
 /// How long one address may take to answer before the next is tried.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -162,9 +163,14 @@ impl<'a> Attempt<'a> {
             Ok(permit) => {
                 self.event.allowed(permit.rule());
                 self.place = Place::take(self.context, &self.event.binary);
-                let dialled = match &self.place {
-                    Some(_) => self.dial(&permit).await,
-                    None => Err(Reason::ConnectionBudget),
+                let dialled = match (&self.place, self.proxy_for(&permit)) {
+                    (Some(_), Some(proxy)) => {
+                        let place = format!("{}:{}", proxy.host, proxy.port);
+                        self.event.upstream_proxy = Some(place);
+                        chain::dial(self.context, proxy, &permit).await
+                    }
+                    (Some(_), None) => self.dial(&permit).await,
+                    (None, _) => Err(Reason::ConnectionBudget),
                 };
                 dialled.map_err(|reason| Denial { reason, nearest: Some(permit.rule().clone()) })
             }
@@ -199,7 +205,13 @@ impl<'a> Attempt<'a> {
             None => Decision::observed(&self.intent),
         };
         match decision {
-            Decision::Allow(permit) => Ok(permit),
+            Decision::Allow(permit) => match permit.destination() {
+                Destination::Host(host) if !self.may_resolve(host) => {
+                    let nearest = Some(permit.rule().clone());
+                    Err(Denial { reason: Reason::NameBudget, nearest })
+                }
+                _ => Ok(permit),
+            },
             // Policies whose rules look inside are refused before they get
             // here; unread requests are nobody's to allow.
             Decision::Inspect(inspect) => {
@@ -207,6 +219,13 @@ impl<'a> Attempt<'a> {
             }
             Decision::Deny(denial) => Err(denial),
         }
+    }
+
+    /// The operator's proxy, where it is to choose the address.
+    fn proxy_for(&self, permit: &Permit) -> Option<&'static UpstreamProxy> {
+        let proxy = self.context.engine?.policy().options.upstream_proxy.as_ref()?;
+        let chosen = proxy.serves(permit.destination()) && permit.takes_any_public_address();
+        chosen.then_some(proxy)
     }
 
     /// Names of the sandbox's own making reach outside: so many and no more.
@@ -219,7 +238,6 @@ impl<'a> Attempt<'a> {
     /// Resolves, checks every address and dials one that was checked.
     async fn dial(&self, permit: &Permit) -> Result<(TcpStream, SocketAddr), Reason> {
         let candidates = match permit.destination() {
-            Destination::Host(host) if !self.may_resolve(host) => return Err(Reason::NameBudget),
             Destination::Host(host) => self
                 .context
                 .resolver
@@ -303,7 +321,10 @@ fn by_turns(targets: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// Dials one address after the other, without waiting long for any, and takes the
 /// first that answers (RFC 8305 section 5). The others are given up.
-async fn race(link: &Rc<Link>, targets: Vec<SocketAddr>) -> Option<(TcpStream, SocketAddr)> {
+pub(super) async fn race(
+    link: &Rc<Link>,
+    targets: Vec<SocketAddr>,
+) -> Option<(TcpStream, SocketAddr)> {
     let mut dialled = JoinSet::new();
     let mut targets = targets.into_iter();
     loop {

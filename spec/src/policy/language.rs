@@ -593,6 +593,14 @@ static NEMOCLAW: Section = Section {
             "many",
         ),
         key(
+            "upstream_proxy",
+            Kind::Section(&UPSTREAM_PROXY),
+            "none: connections go out directly",
+            "An HTTP proxy of yours through which permitted connections leave, by CONNECT. It resolves the names; rules with `allowed_ips` or `private`, names without a dot and private addresses go out directly.",
+            "upstream_proxy: {url: 'http://proxy.example.com:3128'}",
+            "http://proxy.example.com:3128",
+        ),
+        key(
             "host_services",
             List(&Kind::Section(&HOST_SERVICE)),
             "[]",
@@ -760,6 +768,31 @@ static RESOURCES: Section = Section {
             "Size of a /tmp in memory, where the engine mounts nothing there; it counts against the memory limit.",
             "tmp: 1GiB",
             "big",
+        ),
+    ],
+};
+
+static UPSTREAM_PROXY: Section = Section {
+    name: "upstream_proxy",
+    about: "A proxy between this host and the Internet. Connections that it refuses are recorded as `upstream_unreachable`.",
+    frame: "version: 1, nemoclaw: {upstream_proxy: {@}}",
+    fields: &[
+        key(
+            "url",
+            Text,
+            "required",
+            "Where it is: plain HTTP, a host or an address, and a port.",
+            "url: 'http://192.0.2.7:3128'",
+            "'https://proxy.example.com:3128'",
+        )
+        .required(),
+        key(
+            "no_proxy",
+            List(&Text),
+            "[]",
+            "Domains (with everything below them), addresses and ranges that go out directly.",
+            "url: 'http://192.0.2.7:3128', no_proxy: [corp.example, 198.51.100.0/24]",
+            "corp.example",
         ),
     ],
 };

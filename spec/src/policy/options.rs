@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json};
 
 use super::diagnostic::{Findings, Place};
 use super::tree::{Node, Value};
+use super::upstream::UpstreamProxy;
 use crate::name::{Host, HostPattern};
 use crate::seccomp::Relaxation;
 
@@ -124,6 +125,8 @@ pub struct Options {
     pub ingress: Option<Vec<Ingress>>,
     /// Bounds on connections out.
     pub connections: Connections,
+    /// The operator's own proxy.
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// Size of a /tmp in memory, in bytes.
     pub tmp: Option<i64>,
     /// The most processes the engine may ask for; the limit itself by default.
@@ -353,6 +356,7 @@ impl Options {
                 .and_then(Json::as_array)
                 .map(|entries| entries.iter().filter_map(Ingress::of).collect()),
             connections: Connections::of(at("connections")),
+            upstream_proxy: UpstreamProxy::of(at("upstream_proxy")),
             tmp: at("resources.tmp").and_then(in_bytes),
             memory: at("resources.memory").and_then(in_bytes),
             millicpus: at("resources.cpus").and_then(Json::as_f64).map(in_thousandths),
@@ -553,6 +557,9 @@ fn examine(node: &Node, findings: &mut Findings<'_>) {
         }
     }
     guards(node, findings);
+    if let Some(section) = at(&["upstream_proxy"]) {
+        super::upstream::examine(section, findings);
+    }
     for item in at(&["capabilities", "keep"]).map(Node::items).unwrap_or_default() {
         capability(item, findings);
     }
