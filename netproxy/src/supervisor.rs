@@ -9,7 +9,7 @@ mod control;
 mod identify;
 mod upstream;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -142,8 +142,9 @@ fn prepare_engine(config: &SandboxConfig) -> Result<Option<Engine>> {
 /// container's image.
 fn named(engine: Option<&Engine>, config: &SandboxConfig) -> Vec<String> {
     let programs = engine.iter().flat_map(|engine| engine.policy().programs());
-    let mut paths: BTreeSet<String> = programs.map(str::to_owned).collect();
-    paths.extend(config.aliases.values().cloned());
+    let meant =
+        programs.flat_map(|path| [Some(path), config.aliases.get(path).map(String::as_str)]);
+    let paths: BTreeSet<String> = meant.flatten().map(str::to_owned).collect();
     paths.into_iter().collect()
 }
 
@@ -163,6 +164,9 @@ struct Worker {
     link: OwnedFd,
     audit: OwnedFd,
     started: Instant,
+    /// Answers that the worker has no room for yet; it is not heard before they are
+    /// gone.
+    answers: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
 }
 
 struct Supervisor {
@@ -207,7 +211,8 @@ impl Supervisor {
             Fork::Parent(pid) => Pid::from_raw(pid).context("fork gave no pid")?,
         };
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the worker")?;
-        self.worker = Some(Worker { pid, pidfd, link, audit, started: Instant::now() });
+        let (started, answers) = (Instant::now(), VecDeque::new());
+        self.worker = Some(Worker { pid, pidfd, link, audit, started, answers });
         Ok(())
     }
 
@@ -258,6 +263,9 @@ impl Supervisor {
             watched.extend(members.descriptors());
             let mut polled: Vec<PollFd<'_>> =
                 watched.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+            if let Some(link) = polled.get_mut(1).filter(|_| !worker.answers.is_empty()) {
+                *link = PollFd::new(&worker.link, PollFlags::OUT);
+            }
             match poll(&mut polled, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("cannot wait"),
@@ -285,6 +293,10 @@ impl Supervisor {
                     named: &self.named,
                 },
             );
+            if std::mem::take(&mut members.unnoted_joined) {
+                audit.note("callers_unnoted");
+                audit.flush();
+            }
             if let Some(names) = members.names.take() {
                 self.rename(names)?;
             }
@@ -329,9 +341,9 @@ impl Supervisor {
     /// Answers what the worker has asked; false when it must not live on. A socket is
     /// only handed over once it is on record, whatever the worker says of it later.
     fn answer(&mut self, members: &Members, audit: &mut AuditFile) -> bool {
-        let Some(worker) = &self.worker else { return true };
+        let Some(worker) = &mut self.worker else { return true };
         let link = worker.link.as_raw_fd();
-        let mut answers = Vec::new();
+        let mut answers = std::mem::take(&mut worker.answers);
         let mut bytes = [0; link::REQUEST_BYTES + 1];
         while answers.len() < MAX_BATCH {
             let length = match recv(link, &mut bytes, MsgFlags::MSG_DONTWAIT) {
@@ -346,21 +358,32 @@ impl Supervisor {
             };
             let (errno, rest, socket) = self.reply(request.ask, members, audit);
             let rest = if rest.len() + 8 > link::ANSWER_BYTES { Vec::new() } else { rest };
-            answers.push((link::encode_answer(request.number, errno, &rest), socket));
+            answers.push_back((link::encode_answer(request.number, errno, &rest), socket));
         }
         audit.flush();
         if audit.has_failed() {
             return false;
         }
-        let Some(worker) = &self.worker else { return true };
-        answers.iter().all(|(answer, socket)| send(&worker.link, answer, socket.as_ref()))
+        let Some(worker) = &mut self.worker else { return true };
+        while let Some((answer, socket)) = answers.pop_front() {
+            match send(&worker.link, &answer, socket.as_ref()) {
+                Ok(()) => {}
+                Err(nix::errno::Errno::EAGAIN) => {
+                    answers.push_front((answer, socket));
+                    break;
+                }
+                Err(_) => return false,
+            }
+        }
+        worker.answers = answers;
+        true
     }
 
     fn reply(&mut self, ask: Ask, members: &Members, audit: &mut AuditFile) -> Answer {
         let (opened, protocol, to) = match ask {
             Ask::Identify { source, destination } => {
-                let policy = self.engine.as_ref().map(Engine::policy);
-                let caller = self.identifier.identify(source, destination, members, policy);
+                let engine = self.engine.as_ref();
+                let caller = self.identifier.identify(source, destination, members, engine);
                 return (0, serde_json::to_vec(&caller).unwrap_or_default(), None);
             }
             Ask::Tcp(to) => (self.upstream.tcp(to, &self.config), "tcp", to),
@@ -376,10 +399,11 @@ impl Supervisor {
 type Answer = (i32, Vec<u8>, Option<OwnedFd>);
 
 /// Sends without waiting: a worker that does not read must not stop us.
-fn send(link: &OwnedFd, answer: &[u8], socket: Option<&OwnedFd>) -> bool {
+fn send(link: &OwnedFd, answer: &[u8], socket: Option<&OwnedFd>) -> nix::Result<()> {
     let raw: Vec<i32> = socket.iter().map(|fd| fd.as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<()>(link.as_raw_fd(), &[std::io::IoSlice::new(answer)], control, flags, None).is_ok()
+    let parts = [std::io::IoSlice::new(answer)];
+    sendmsg::<()>(link.as_raw_fd(), &parts, control, flags, None).map(|_length| ())
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::decide::{Caller, Denial, Destination, Intent, Reason, RuleRef, remedy};
+use crate::name::MAX_HOST_BYTES;
 
 /// Version of the record's shape.
 pub const VERSION: u32 = 1;
@@ -128,6 +129,18 @@ impl Event {
         {
             self.allow_with = None;
         }
+    }
+
+    /// The same without what the sandbox can make long: what was asked for, by whom,
+    /// and what became of it stays.
+    #[must_use]
+    pub fn shortened(&self) -> Self {
+        let mut short = self.clone();
+        short.ancestors.clear();
+        short.other_holders.clear();
+        short.allow_with = None;
+        short.server_name = short.server_name.map(|name| shorten_to(&name, MAX_HOST_BYTES));
+        short
     }
 
     /// One line of JSON without its line feed.

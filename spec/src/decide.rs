@@ -599,6 +599,14 @@ impl Engine {
         }
     }
 
+    /// Whether some rule asks for the digest of the program at this path, by it or by a
+    /// link to it.
+    pub fn asks_for_digest(&self, path: &str) -> bool {
+        let links = self.aliases.iter().filter(|(_, real)| *real == path);
+        self.policy.asks_for_digest(path)
+            || links.into_iter().any(|(link, _)| self.policy.asks_for_digest(link))
+    }
+
     /// How rules could come to allow this host: one that is spelled out keeps its
     /// virtual address for the life of the sandbox.
     pub fn naming(&self, host: &Host) -> Naming {

@@ -408,6 +408,12 @@ impl Policy {
         patterns.flatten()
     }
 
+    /// Programs that rules name by their whole path.
+    pub fn paths(&self) -> BTreeSet<&str> {
+        let literal = self.binaries().filter(|pattern| pattern.is_literal());
+        literal.map(BinaryPattern::as_str).collect()
+    }
+
     /// Programs that rules name by their whole path, and mean as they are at the start.
     pub fn programs(&self) -> BTreeSet<&str> {
         let literal = self.binaries().filter(|pattern| pattern.is_literal());

@@ -82,7 +82,7 @@ fn killed() -> Outcome {
     equal("connections between any two kills", &(worked > times), &true)?;
     // A busy machine may take its time; a lost listener would take for ever.
     equal("within two seconds", &(worst < 2000), &true)?;
-    equal("descriptors", &after.0, &descriptors)?;
+    equal("descriptors stay", &(after.0 <= descriptors), &true)?;
     equal("memory stays", &(after.1 < memory + 1024), &true)?;
     let restarts = format!("worker_restarts_total{{sandbox=\"{}\"}} {times}\n", container.id);
     let counted = crate::nemoclaw(&["metrics", "--sandbox", &container.id]).out;

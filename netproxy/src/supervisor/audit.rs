@@ -26,6 +26,12 @@ use sha2::{Digest as _, Sha256};
 /// of a sandbox that floods us with refusals.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Events that the supervisor tells, and nobody else.
+const OURS_ALONE: [&str; 5] =
+    ["dial", "worker_restarted", "torn_record", "unreadable_record", "callers_unnoted"];
+/// Most records of the worker written at a time: others wait for us as well.
+const MAX_RECORDS: usize = 256;
+
 /// Fields that the supervisor writes.
 const OURS: [&str; 4] = ["time_ms", "sandbox", "seq", "prev"];
 
@@ -139,14 +145,19 @@ impl AuditFile {
     /// Writes every record the worker has handed over.
     pub(super) fn drain(&mut self, socket: &OwnedFd) {
         let mut bytes = [0; MAX_RECORD_BYTES];
-        while let Ok(length) = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-            if length == 0 {
-                break;
-            }
+        for _record in 0..MAX_RECORDS {
+            let received = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT);
+            let Ok(length @ 1..) = received else { break };
             // A record that is no JSON object is the worker's own fault and
             // says so; it must not break the lines of others.
             match serde_json::from_slice(bytes.get(..length).unwrap_or_default()) {
-                Ok(serde_json::Value::Object(record)) => self.append(record),
+                Ok(serde_json::Value::Object(mut record)) => {
+                    let event = record.get("event").and_then(serde_json::Value::as_str);
+                    if event.is_none_or(|event| OURS_ALONE.contains(&event)) {
+                        record.insert("event".to_owned(), json!("worker_said"));
+                    }
+                    self.append(record);
+                }
                 _ => self.note("unreadable_record"),
             }
         }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nemoclaw_spec::connects::{KEY_BYTES, Layout, NOTE_BYTES, Note, program};
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,10 @@ impl Connects {
     /// # Errors
     /// Where the kernel is too old, does not describe its types, or forbids it.
     pub(super) fn load(run: &Path) -> Result<Self> {
+        // Notes have pids of the first namespace (PROC_PID_INIT_INO).
+        if fs::metadata("/proc/self/ns/pid").map_or(0, |own| own.ino()) != 0xefff_fffc {
+            bail!("this is not the first pid namespace of the host");
+        }
         let layout = layout(run)?;
         let value = u32::try_from(NOTE_BYTES).unwrap_or(u32::MAX);
         let map = sys::bpf_map(KEY_BYTES, value, NOTES).context("cannot make a BPF map")?;

@@ -47,6 +47,8 @@ pub(super) struct Members {
     pub(super) connects: Option<Connects>,
     /// Why it makes none, of the last container where it does not.
     unnoted: String,
+    /// Such a container has joined and nobody has recorded that yet.
+    pub(super) unnoted_joined: bool,
 }
 
 impl Members {
@@ -94,6 +96,7 @@ impl Members {
         };
         if let Err(error) = &noted {
             self.unnoted = format!("{error:#}");
+            self.unnoted_joined = true;
         }
         let noted = noted.ok();
         self.joined.retain(|joined| joined.member.id != member.id);

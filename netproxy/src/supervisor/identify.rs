@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,15 +20,14 @@ use anyhow::{Context as _, Result};
 use nemoclaw_spec::address;
 use nemoclaw_spec::connects::Note;
 use nemoclaw_spec::control::{EXPLICIT_PORT, FileId};
-use nemoclaw_spec::decide::{CHANGED, Caller, Process};
+use nemoclaw_spec::decide::{CHANGED, Caller, Engine, Process};
 use nemoclaw_spec::name::MAX_PATH_BYTES;
-use nemoclaw_spec::policy::Policy;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, readlinkat, statat};
+use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -45,13 +44,16 @@ const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(2);
 /// Most ancestors recorded.
 const MAX_ANCESTORS: usize = 64;
-/// Largest program that is hashed, in bytes; half a second's work.
+/// Most bytes of programs that are hashed in [`HASH_PERIOD`], half a second's work: who
+/// keeps changing a file gets no answer for it. Most digests kept.
 const MAX_HASHED: u64 = 512 * 1024 * 1024;
-/// Most digests kept, and most made in [`HASH_PERIOD`]: who keeps changing a file gets
-/// no answer for it.
-const MAX_DIGESTS: usize = 64;
-const MAX_HASHES: usize = 8;
 const HASH_PERIOD: Duration = Duration::from_secs(10);
+const MAX_DIGESTS: usize = 64;
+/// How long a file must have stayed as it is for its digest to be kept: two changes
+/// within one tick of the clock look alike.
+const SETTLED: i128 = 2_000_000_000;
+/// Most bytes of ancestors' paths in one answer.
+const MAX_LINEAGE: usize = 8 * 1024;
 
 /// Asks the kernel about sockets of the namespace it was made in.
 pub(super) struct Identifier {
@@ -66,8 +68,8 @@ struct Files {
     watched: HashSet<String>,
     /// Digests of files in one state.
     digests: HashMap<FileId, String>,
-    /// When the last ones were made.
-    hashed: VecDeque<Instant>,
+    /// When the last ones were made, and of how many bytes.
+    hashed: VecDeque<(Instant, u64)>,
     clock: Clock,
 }
 
@@ -124,7 +126,7 @@ impl Identifier {
         source: SocketAddr,
         destination: SocketAddr,
         members: &Members,
-        policy: Option<&Policy>,
+        engine: Option<&Engine>,
     ) -> Caller {
         let Ok(Some((inode, cookie))) = self.socket_of(source, destination) else {
             return Caller::default();
@@ -142,25 +144,30 @@ impl Identifier {
         // A connection that asks again may be another's by now.
         let alone = !again && note.is_some_and(|note| note.alone);
         if let Some(held) = connector.as_ref().filter(|_| alone) {
-            let ancestors =
-                std::iter::successors(parent(held, members), |held| parent(held, members));
-            return Caller { holders: vec![self.files.describe(held, ancestors, policy)] };
+            let above = |held: &Held<'_>| parent(held, members);
+            let ancestors = std::iter::successors(parent(held, members), above);
+            let process = self.files.describe(held, ancestors, engine);
+            return Caller { holders: process.into_iter().collect() };
         }
         // Descriptors on their way between processes arrive in a moment.
         for _try in 0..TRIES {
-            if let Some(found) = holders(inode, members, &mut self.files, policy) {
-                // Who is watched and was not noted did not connect it.
-                let known = found.iter().all(|(_, noted, _)| !noted || note.is_some());
-                let among = connector
-                    .as_ref()
-                    .is_none_or(|held| found.iter().any(|(pid, ..)| *pid == held.pid));
-                if !(known && among) {
-                    return Caller::default();
+            let found = holders(inode, members, connector.as_ref(), &mut self.files, engine);
+            match found {
+                Some(found) => {
+                    // Who is watched and was not noted did not connect it.
+                    let known = found.iter().all(|(_, noted, _)| !noted || note.is_some());
+                    let among = connector
+                        .as_ref()
+                        .is_none_or(|held| found.iter().any(|(pid, ..)| *pid == held.pid));
+                    let holders: Option<Vec<Process>> =
+                        found.into_iter().map(|(.., process)| process).collect();
+                    return match holders {
+                        Some(holders) if known && among => Caller { holders },
+                        _ => Caller::default(),
+                    };
                 }
-                let holders = found.into_iter().map(|(.., process)| process).collect();
-                return Caller { holders };
+                None => std::thread::sleep(PAUSE),
             }
-            std::thread::sleep(PAUSE);
         }
         Caller::default()
     }
@@ -236,18 +243,19 @@ struct Held<'a> {
     /// The first thread has ended and others go on: what it holds cannot be
     /// seen through it.
     headless: bool,
+    /// Inode and time of change of the file that it executed when it connected, where
+    /// the kernel noted that.
+    connected: Option<(u64, (i64, u32))>,
     directory: OwnedFd,
 }
 
-/// The process that the kernel noted, where it still runs the program that connected.
+/// The process that the kernel noted.
 fn connector<'a>(note: &Note, members: &'a Members) -> Option<Held<'a>> {
     let in_group = |joined: &&Joined| joined.noted.as_ref().is_some_and(|own| own.id == note.group);
-    let held = hold(note.pid, members.iter().find(in_group)?)?;
+    let mut held = hold(note.pid, members.iter().find(in_group)?)?;
+    held.connected = Some((note.inode, note.changed));
     // /proc/PID/stat counts in hundredths of a second (USER_HZ).
-    let same = held.started == note.started / 10_000_000;
-    let stat = statat(&held.directory, "exe", AtFlags::empty()).ok()?;
-    let changed = (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).ok()?);
-    (same && (stat.st_ino, changed) == (note.inode, note.changed)).then_some(held)
+    (held.started == note.started / 10_000_000).then_some(held)
 }
 
 /// The parent of a process, where it is one of the sandbox.
@@ -265,15 +273,17 @@ fn parent<'a>(process: &Held<'_>, members: &'a Members) -> Option<Held<'a>> {
     hold(process.parent, joined)
 }
 
-/// A holder: its pid, whether the kernel notes what it connects, and what it is.
-type Holder = (i32, bool, Process);
+/// A holder: its pid, whether the kernel notes what it connects, and what it is; `None`
+/// where that is no longer what connected.
+type Holder = (i32, bool, Option<Process>);
 
 /// The holders; `None` when there may be others that cannot be seen.
 fn holders(
     inode: u32,
     members: &Members,
+    connector: Option<&Held<'_>>,
     files: &mut Files,
-    policy: Option<&Policy>,
+    engine: Option<&Engine>,
 ) -> Option<Vec<Holder>> {
     let wanted = format!("socket:[{inode}]");
     let mut processes = HashMap::new();
@@ -297,11 +307,9 @@ fn holders(
                     if inits.contains(&process.pid) { None } else { processes.get(&process.parent) }
                 };
                 let ancestors = std::iter::successors(above(&process), above);
-                found.push((
-                    process.pid,
-                    process.noted,
-                    files.describe(process, ancestors, policy),
-                ));
+                // The noted one is asked by what it was when it connected.
+                let own = connector.filter(|held| held.pid == process.pid).unwrap_or(process);
+                found.push((process.pid, process.noted, files.describe(own, ancestors, engine)));
             }
             Some(false) => {}
             // A process we cannot see into may hold it as well.
@@ -350,7 +358,8 @@ fn hold(pid: i32, joined: &Joined) -> Option<Held<'_>> {
     let headless = fields.first() == Some(&"Z") && threads > 1;
     let (programs, noted) = (&joined.member.programs, joined.noted.is_some());
     let began = joined.began;
-    Some(Held { pid, programs, noted, began, parent, started, headless, directory })
+    let connected = None;
+    Some(Held { pid, programs, noted, began, parent, started, headless, connected, directory })
 }
 
 fn read_small(file: &OwnedFd) -> Option<String> {
@@ -422,94 +431,112 @@ fn carries_descriptors(process: &Held<'_>, task: &str, descriptor: &str) -> bool
 }
 
 impl Files {
+    /// What a process and its ancestors execute; `None` where it executes something else
+    /// than when it connected.
     fn describe<'a, H>(
         &mut self,
         process: &Held<'_>,
         ancestors: impl Iterator<Item = H>,
-        policy: Option<&Policy>,
-    ) -> Process
+        engine: Option<&Engine>,
+    ) -> Option<Process>
     where
         H: std::borrow::Borrow<Held<'a>>,
     {
         let mut found = Process::default();
-        found.binary = self.executable(process, policy, &mut found);
+        found.binary = self.executable(process, engine, &mut found)?;
+        let mut bytes = 0;
         for held in ancestors.take(MAX_ANCESTORS) {
-            let path = self.executable(held.borrow(), policy, &mut found);
+            let path = self.executable(held.borrow(), engine, &mut found)?;
+            bytes += path.len();
+            if bytes > MAX_LINEAGE {
+                break;
+            }
             found.ancestors.push(path);
         }
-        found
+        Some(found)
     }
 
-    /// The target of `/proc/PID/exe`. A file without a name any more (deleted,
-    /// memfd), and one that is not what policy's path meant at the start, is marked so
-    /// that no path of a policy can mean it.
+    /// Where the file lies that a process executes. One without a name any more
+    /// (deleted, memfd), and one that is not what policy's path meant at the start, is
+    /// marked so that no path of a policy can mean it. `None`: see [`Files::describe`].
     fn executable(
         &mut self,
         process: &Held<'_>,
-        policy: Option<&Policy>,
+        engine: Option<&Engine>,
         found: &mut Process,
-    ) -> String {
-        let Ok(target) = readlinkat(&process.directory, "exe", Vec::new()) else {
-            return "(unknown)".to_owned();
+    ) -> Option<String> {
+        // Following the link reaches the very inode that runs; all that is said of it
+        // is asked of this one descriptor, for the process may execute another meanwhile.
+        let opened =
+            openat(&process.directory, "exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let Ok(file) = opened else {
+            return process.connected.is_none().then(|| "(unknown)".to_owned());
         };
+        let stat = rustix::fs::fstat(&file).ok()?;
+        let changed = (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).unwrap_or(u32::MAX));
+        if process.connected.is_some_and(|connected| connected != (stat.st_ino, changed)) {
+            return None;
+        }
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let target = rustix::fs::readlink(&own, Vec::new()).ok()?;
         let mut path = target.to_string_lossy().into_owned();
         if path.len() > MAX_PATH_BYTES {
-            return "(too long)".to_owned();
+            return Some("(too long)".to_owned());
         }
-        // Following the link reaches the very inode that runs.
-        let file = statat(&process.directory, "exe", AtFlags::empty()).ok();
-        let Some(stat) = file.filter(|stat| stat.st_nlink > 0) else {
+        if stat.st_nlink == 0 {
             path.insert_str(0, "(deleted) ");
-            return path;
-        };
-        let own = file_id(&stat);
-        let changed = match process.programs.get(&path) {
-            Some(known) => own != *known,
+            return Some(path);
+        }
+        let id = file_id(&stat);
+        let other = match process.programs.get(&path) {
+            Some(known) => id != *known,
             None => self.watched.contains(&path),
         };
-        if changed {
+        if other {
             path.insert_str(0, CHANGED);
-            return path;
+            return Some(path);
         }
-        let ctime = (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).unwrap_or(u32::MAX));
-        if self.clock.is_late(ctime, process.began) {
+        if self.clock.is_late(changed, process.began) {
             found.late.insert(path.clone());
         }
-        if policy.is_some_and(|policy| policy.asks_for_digest(&path))
-            && let Some(digest) = self.digest(process, own)
+        if engine.is_some_and(|engine| engine.asks_for_digest(&path))
+            && let Some(digest) = self.digest(&own, id)
         {
             found.digests.insert(path.clone(), digest);
         }
-        path
+        Some(path)
     }
 
-    /// The digest of what a process executes; `None` where it cannot be read, is too
-    /// large, or changes meanwhile.
-    fn digest(&mut self, process: &Held<'_>, own: FileId) -> Option<String> {
+    /// The digest of an executable, opened anew by its descriptor; `None` where it
+    /// cannot be read, is too large, or changes meanwhile.
+    fn digest(&mut self, file: &str, own: FileId) -> Option<String> {
         if let Some(digest) = self.digests.get(&own) {
             return Some(digest.clone());
         }
-        let now = Instant::now();
-        self.hashed.retain(|made| now.duration_since(*made) < HASH_PERIOD);
-        if self.hashed.len() >= MAX_HASHES || u64::try_from(own.size).ok()? > MAX_HASHED {
+        let (now, size) = (Instant::now(), u64::try_from(own.size).ok()?);
+        self.hashed.retain(|(made, _)| now.duration_since(*made) < HASH_PERIOD);
+        let lately: u64 = self.hashed.iter().map(|(_, bytes)| *bytes).sum();
+        if lately.saturating_add(size) > MAX_HASHED {
             return None;
         }
-        self.hashed.push_back(now);
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = openat(&process.directory, "exe", flags, Mode::empty()).ok()?;
-        let same = |file: &OwnedFd| rustix::fs::fstat(file).is_ok_and(|stat| file_id(&stat) == own);
+        self.hashed.push_back((now, size.max(4096)));
+        let mut file = fs::File::open(file).ok()?;
+        let same =
+            |file: &fs::File| rustix::fs::fstat(file).is_ok_and(|stat| file_id(&stat) == own);
         if !same(&file) {
             return None;
         }
-        let mut file = fs::File::from(file);
-        let digest = super::audit::digest_of(&mut (&mut file).take(MAX_HASHED)).ok()?;
-        if !same(&OwnedFd::from(file)) {
+        let digest = super::audit::digest_of(&mut (&mut file).take(size)).ok()?;
+        if !same(&file) {
             return None;
         }
-        if self.digests.len() >= MAX_DIGESTS {
-            self.digests.clear();
+        let changed = i128::from(own.changed) * 1_000_000_000 + i128::from(own.nanoseconds);
+        if since_boot() + ahead() - changed >= SETTLED {
+            if self.digests.len() >= MAX_DIGESTS {
+                self.digests.clear();
+            }
+            self.digests.insert(own, digest.clone());
         }
-        self.digests.insert(own, digest.clone());
         Some(digest)
     }
 }

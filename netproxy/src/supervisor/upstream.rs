@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use ipnet_contains::pool_contains;
-use nemoclaw_spec::address::{AddressClass, classify};
+use nemoclaw_spec::address::{AddressClass, classify, unwrap_mapped};
 use nemoclaw_spec::control::{PACKET_MARK, SandboxConfig};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
@@ -43,6 +43,7 @@ impl Upstream {
         address: SocketAddr,
         config: &SandboxConfig,
     ) -> io::Result<OwnedFd> {
+        let address = plain(address);
         let resolver = config.resolvers.contains(&address);
         if !resolver && (!reachable(address.ip()) || self.is_own(address.ip())) {
             return Err(io::Error::from_raw_os_error(nix::libc::EACCES));
@@ -77,10 +78,16 @@ impl Upstream {
 
 /// A UDP socket to one of the sandbox's resolvers.
 pub(super) fn udp(address: SocketAddr, config: &SandboxConfig) -> io::Result<OwnedFd> {
+    let address = plain(address);
     if !config.resolvers.contains(&address) {
         return Err(io::Error::from_raw_os_error(nix::libc::EACCES));
     }
     open(address, SocketType::DGRAM)
+}
+
+/// IPv4 in the dress of IPv6 is what the kernel makes of it.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(unwrap_mapped(address.ip()), address.port())
 }
 
 fn own_addresses() -> Option<HashSet<IpAddr>> {

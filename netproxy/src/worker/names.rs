@@ -28,6 +28,9 @@ const CAPACITY: u32 = (1 << (32 - POOL_V4.1)) - 2;
 const PARTS: [u32; 3] = [CAPACITY / 4, CAPACITY / 4 * 3, CAPACITY - 1];
 /// What those of the last part share that came when it was full.
 const SHARED: u32 = CAPACITY;
+/// Behind the pool, in the table: names that were resolved and no rule spells out.
+const RESOLVED: u32 = CAPACITY + 1;
+
 /// How long an answer may be kept, in seconds.
 pub(super) const TTL: u32 = 60;
 /// How long a forgotten name's address rests before another gets it.
@@ -126,13 +129,19 @@ impl Names {
     /// Notes that a name which only a wildcard admits is about to be resolved; false
     /// where `most` others have been already.
     pub(super) fn may_resolve(&self, host: &Host, most: u64) -> bool {
-        let resolved = &mut self.inner.borrow_mut().resolved;
+        let mut inner = self.inner.borrow_mut();
+        let resolved = &mut inner.resolved;
         if resolved.contains(host) {
             return true;
         }
-        let may = u64::try_from(resolved.len()).is_ok_and(|so_far| so_far < most);
+        let number = resolved.len();
+        let may = u64::try_from(number).is_ok_and(|so_far| so_far < most);
         if may {
             resolved.insert(host.clone());
+            // The next worker counts on.
+            if let Ok(number) = u32::try_from(number) {
+                inner.write(RESOLVED + number, host);
+            }
         }
         may
     }
@@ -276,17 +285,27 @@ impl Inner {
                 }
             }
         }
+        for number in RESOLVED.. {
+            let Some(kept) = self.kept_at(number) else { break };
+            self.resolved.extend(kept);
+        }
     }
 
     /// The next slot of a part that was written to, and the name there.
     fn next_kept(&self, part: usize) -> Option<(u32, Option<Host>)> {
         let part = self.parts.get(part)?;
         let slot = (part.next <= part.last).then_some(part.next)?;
+        Some((slot, self.kept_at(slot)?))
+    }
+
+    /// The name in a slot; `None` where nothing was written.
+    #[expect(clippy::option_option, reason = "nothing there, nothing readable, a name")]
+    fn kept_at(&self, slot: u32) -> Option<Option<Host>> {
         let mut bytes = [0_u8; SLOT];
         self.file.read_exact_at(&mut bytes, u64::from(slot) * SLOT as u64).ok()?;
         let length = bytes.first().map(|length| usize::from(*length)).filter(|n| *n > 0)?;
         let text = bytes.get(1..=length).and_then(|name| std::str::from_utf8(name).ok());
-        Some((slot, text.and_then(|text| Host::parse(text).ok())))
+        Some(text.and_then(|text| Host::parse(text).ok()))
     }
 }
 
@@ -381,13 +400,17 @@ mod tests {
 
     #[test]
     fn so_many_names_of_wildcards_are_resolved_and_no_more() {
-        let names = names(&table());
+        let file = table();
+        let names = names(&file);
         for n in 0..5 {
             let own = host(&format!("n{n}.wild.example"));
             names.assign(&own, Naming::Wildcard).unwrap();
             assert_eq!(names.may_resolve(&own, 3), n < 3);
         }
         assert!(names.may_resolve(&host("n1.wild.example"), 3));
+        let next = self::names(&file);
+        assert!(next.may_resolve(&host("n2.wild.example"), 3));
+        assert!(!next.may_resolve(&host("n3.wild.example"), 3));
         assert!(!names.may_resolve(&host("never-asked.wild.example"), 3));
     }
 

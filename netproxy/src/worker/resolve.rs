@@ -21,8 +21,9 @@ use super::supervisor::Link;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Most addresses taken from an answer.
 const MAX_ADDRESSES: usize = 32;
-/// How long an answer is kept at most, in seconds; a shorter TTL counts.
-const MAX_TTL: u32 = 5;
+/// How long an answer is kept, in seconds, whatever its TTL: the order in which names
+/// are asked for says something too.
+const KEPT: Duration = Duration::from_secs(5);
 /// Most answers kept.
 const MAX_KEPT: usize = 1024;
 
@@ -35,9 +36,6 @@ pub(super) struct Resolver {
     /// dialled.
     kept: RefCell<HashMap<Host, (Instant, Vec<IpAddr>)>>,
 }
-
-/// Addresses and for how many seconds they hold.
-type Found = (Vec<IpAddr>, u32);
 
 impl Resolver {
     pub(super) fn new(link: Rc<Link>, config: &SandboxConfig) -> Self {
@@ -70,24 +68,20 @@ impl Resolver {
         }
         let (v4, v6) =
             tokio::join!(self.query(host, RecordType::A), self.query(host, RecordType::AAAA));
-        let (addresses, ttl) = match (v4, v6) {
-            (Ok((mut v4, ttl)), v6) => {
-                let (v6, other) = v6.unwrap_or((Vec::new(), 0));
-                v4.extend(v6);
-                (v4, ttl.min(other))
+        let addresses = match (v4, v6) {
+            (Ok(mut v4), v6) => {
+                v4.extend(v6.unwrap_or_default());
+                v4
             }
-            (Err(_), Ok((v6, _))) if !v6.is_empty() => (v6, 0),
+            (Err(_), Ok(v6)) if !v6.is_empty() => v6,
             (Err(error), _) => return Err(error),
         };
-        if ttl > 0 && !addresses.is_empty() {
-            let mut kept = self.kept.borrow_mut();
-            if kept.len() >= MAX_KEPT {
-                kept.retain(|_, (until, _)| *until > now);
-            }
-            if kept.len() < MAX_KEPT {
-                let until = now + Duration::from_secs(ttl.into());
-                kept.insert(host.clone(), (until, addresses.clone()));
-            }
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() >= MAX_KEPT {
+            kept.retain(|_, (until, _)| *until > now);
+        }
+        if kept.len() < MAX_KEPT {
+            kept.insert(host.clone(), (now + KEPT, addresses.clone()));
         }
         Ok(addresses)
     }
@@ -97,7 +91,7 @@ impl Resolver {
         self.kept.borrow_mut().remove(host);
     }
 
-    async fn query(&self, host: &Host, kind: RecordType) -> io::Result<Found> {
+    async fn query(&self, host: &Host, kind: RecordType) -> io::Result<Vec<IpAddr>> {
         let mut last = io::Error::other("the sandbox has no resolver");
         for server in &self.servers {
             match timeout(PATIENCE, self.ask(*server, host, kind)).await {
@@ -109,7 +103,12 @@ impl Resolver {
         Err(last)
     }
 
-    async fn ask(&self, server: SocketAddr, host: &Host, kind: RecordType) -> io::Result<Found> {
+    async fn ask(
+        &self,
+        server: SocketAddr,
+        host: &Host,
+        kind: RecordType,
+    ) -> io::Result<Vec<IpAddr>> {
         let name = Name::from_ascii(format!("{host}.")).map_err(io::Error::other)?;
         let id = random_id()?;
         let mut query = Message::new(id, hickory_proto::op::MessageType::Query, OpCode::Query);
@@ -146,21 +145,19 @@ impl Resolver {
     }
 }
 
-/// Addresses of an answer; an alias's own addresses come in the same answer. An answer
-/// without records says nothing about time: it holds as long as the others.
-fn addresses(message: &Message) -> io::Result<Found> {
+/// Addresses of an answer; an alias's own addresses come in the same answer.
+fn addresses(message: &Message) -> io::Result<Vec<IpAddr>> {
     match message.metadata.response_code {
         ResponseCode::NoError => {}
-        ResponseCode::NXDomain => return Ok((Vec::new(), MAX_TTL)),
+        ResponseCode::NXDomain => return Ok(Vec::new()),
         other => return Err(io::Error::other(format!("the resolver answers {other}"))),
     }
-    let ttl = message.answers.iter().map(|record| record.ttl).min().unwrap_or(MAX_TTL);
     let found = message.answers.iter().filter_map(|record| match &record.data {
         RData::A(a) => Some(IpAddr::V4(a.0)),
         RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
         _ => None,
     });
-    Ok((found.take(MAX_ADDRESSES).collect(), ttl.min(MAX_TTL)))
+    Ok(found.take(MAX_ADDRESSES).collect())
 }
 
 /// An id that an off-path attacker cannot guess.

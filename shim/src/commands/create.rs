@@ -466,7 +466,7 @@ impl Check<'_> {
 /// Paths of policy that are symbolic links in the image, and their targets.
 fn aliases(policy: &Policy, image: &Image) -> HashMap<String, String> {
     let mut aliases = HashMap::new();
-    for path in policy.programs() {
+    for path in policy.paths() {
         let real = image.look(path).map(|fact| fact.real);
         // What the sandbox can write must not come to mean what policy names.
         let writable = ["/tmp/", "/var/tmp/", "/sandbox/", "/home/", "/dev/", "/run/", "/proc/"];

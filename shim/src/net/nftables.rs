@@ -51,6 +51,13 @@ const NFPROTO_IPV6: u8 = 10;
 /// Docker's resolver inside the namespace; it forwards to the outside.
 const DOCKER_RESOLVER: [u8; 4] = [127, 0, 0, 11];
 
+/// This network, link-local with metadata services, multicast and what is reserved; a
+/// node's own resolver may be link-local.
+const NEVER_V4: [([u8; 4], u8); 3] =
+    [([0, 0, 0, 0], 8), ([169, 254, 0, 0], 16), ([224, 0, 0, 0], 3)];
+/// Link-local and multicast, by their first two bytes.
+const NEVER_V6: [([u8; 2], u8); 2] = [([0xfe, 0x80], 10), ([0xff, 0], 8)];
+
 /// What the rules are for.
 #[derive(Debug, Clone)]
 pub(crate) enum Kind {
@@ -156,6 +163,7 @@ fn locked(batch: &mut Batch, engine_resolver: bool) {
     }
     capture_rules(batch);
     batch.chain("output", "filter", HOOK_OUTPUT, 0, DROP);
+    aimed(batch);
     batch.rule("output", |r| {
         r.mark_is(PACKET_MARK).set_connection_mark(PACKET_MARK).verdict(ACCEPT)
     });
@@ -224,6 +232,43 @@ fn locked(batch: &mut Batch, engine_resolver: bool) {
     batch.rule("input", |r| r.connection_mark_is(PACKET_MARK).verdict(ACCEPT));
     batch.rule("input", |r| r.connection_mark_is(INBOUND_MARK).verdict(ACCEPT));
     batch.rule("input", |r| r.neighbour_discovery().verdict(ACCEPT));
+}
+
+/// Where the proxy's own packets never go. Its worker reads hostile bytes and holds
+/// sockets with the mark: taken over, it could aim them anew (sendto(2), MSG_FASTOPEN).
+/// None goes back inside but to the engine's resolver, to metadata services, or anywhere
+/// by UDP but to port 53.
+fn aimed(batch: &mut Batch) {
+    batch.rule("output", |r| {
+        r.mark_is(PACKET_MARK)
+            .network_is(NFPROTO_IPV4)
+            .daddr4(DOCKER_RESOLVER, 32)
+            .set_connection_mark(PACKET_MARK)
+            .verdict(ACCEPT)
+    });
+    batch.rule("output", |r| r.mark_is(PACKET_MARK).destination_is_local().reject());
+    batch.rule("output", |r| r.mark_is(PACKET_MARK).protocol_is(UDP).port_is_not(53).reject());
+    for (network, prefix) in NEVER_V4 {
+        batch.rule("output", |r| {
+            r.mark_is(PACKET_MARK)
+                .network_is(NFPROTO_IPV4)
+                .daddr4(network, prefix)
+                .port_is_not(53)
+                .reject()
+        });
+    }
+    for (first, prefix) in NEVER_V6 {
+        let mut network = [0; 16];
+        let [a, b, ..] = &mut network;
+        [*a, *b] = first;
+        batch.rule("output", |r| {
+            r.mark_is(PACKET_MARK)
+                .network_is(NFPROTO_IPV6)
+                .daddr6(network, prefix)
+                .port_is_not(53)
+                .reject()
+        });
+    }
 }
 
 /// The last thing before a device: frames that did not pass [`locked`]'s last chain, of
@@ -556,6 +601,11 @@ impl Rule {
 
     fn port_is(self, port: u16) -> Self {
         self.payload(2, 2, 2).compare(EQUAL, port.to_be_bytes().to_vec())
+    }
+
+    /// Of TCP and UDP alike.
+    fn port_is_not(self, port: u16) -> Self {
+        self.payload(2, 2, 2).compare(NOT_EQUAL, port.to_be_bytes().to_vec())
     }
 
     fn daddr4(self, address: [u8; 4], prefix: u8) -> Self {

@@ -36,9 +36,10 @@ fn bits(label: &str) -> u64 {
         .map(|count| f64::from(*count) * (length / f64::from(*count)).log2())
         .sum();
     // A label has at most 63 characters: a few hundred bits.
-    (0_u64..1024)
-        .find(|bits| f64::from(u32::try_from(*bits).unwrap_or(u32::MAX)) >= sum)
-        .unwrap_or(1024)
+    let counted = (0_u32..1024).find(|bits| f64::from(*bits) >= sum).unwrap_or(1024);
+    // Which characters they are is a choice as well: short labels count by it.
+    let chosen = 5 * u32::try_from(label.len().min(4)).unwrap_or(4);
+    u64::from(counted.max(chosen))
 }
 
 #[cfg(test)]
@@ -51,7 +52,9 @@ mod tests {
 
     #[test]
     fn what_is_random_carries_more_than_what_services_are_called() {
-        assert_eq!(most("aaaa.b"), 0);
+        assert_eq!(most("aaaa.b"), 20);
+        let many = vec!["a"; 110].join(".");
+        assert_eq!(carried(&Host::parse(&many).unwrap()).0, 550);
         assert_eq!(most("0123456789abcdef.a"), 64);
         for ordinary in [
             "d111111abcdef8.cdn.example",

@@ -338,6 +338,11 @@ pub(super) const WORKER: &[Group] = &[Group {
         call("unshare"),
         call("fork"),
         call("vfork"),
+        call("clone"),
+        call("sendmmsg"),
+        // MSG_FASTOPEN connects a socket that was handed over to somewhere else.
+        Call { name: "sendto", when: &[Argument::HasBits(3, 0x2000_0000)] },
+        Call { name: "sendmsg", when: &[Argument::HasBits(2, 0x2000_0000)] },
     ],
 }];
 
