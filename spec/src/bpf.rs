@@ -25,6 +25,8 @@ pub(crate) const COPY: u8 = 0xbf;
 pub(crate) const JUMP_IF_EQUAL: u8 = 0x15;
 /// On the lower half.
 pub(crate) const JUMP_IF_NOT_EQUAL: u8 = 0x56;
+/// Two registers.
+pub(crate) const JUMP_IF_DIFFERENT: u8 = 0x5d;
 pub(crate) const CALL: u8 = 0x85;
 pub(crate) const EXIT: u8 = 0x95;
 

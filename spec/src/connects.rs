@@ -5,26 +5,32 @@
 //!
 //! Who asks later whose socket it is sees what has become of it: a process may have
 //! executed another program meanwhile. The note also tells whether nobody else held
-//! the socket, so that nobody else needs to be looked for.
+//! the socket, so that nobody else needs to be looked for, and what the ancestors
+//! executed that have executed nothing else since they forked: a parent that becomes
+//! another program makes its children nobody's.
 
 use serde::{Deserialize, Serialize};
 
 use crate::bpf::{
-    ADD, CALL, COPY, EXIT, Instruction, JUMP_IF_EQUAL, JUMP_IF_NOT_EQUAL, LOAD, LOAD_WIDE,
-    LOAD_WORD, MOVE, SHIFT_RIGHT_WIDE, STORE, STORE_NUMBER, encode,
+    ADD, CALL, COPY, EXIT, Instruction, JUMP_IF_DIFFERENT, JUMP_IF_EQUAL, JUMP_IF_NOT_EQUAL, LOAD,
+    LOAD_WIDE, LOAD_WORD, MOVE, SHIFT_RIGHT_WIDE, STORE, STORE_NUMBER, encode,
 };
 use crate::btf::Types;
 
 /// Bytes of a key: the socket's cookie.
 pub const KEY_BYTES: u32 = 8;
 /// Bytes of a note.
-pub const NOTE_BYTES: usize = 64;
+pub const NOTE_BYTES: usize = 256;
+/// Most ancestors noted.
+const LEVELS: i16 = 8;
 
 /// Where the program finds things in the running kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// `task_struct`: `mm`, `group_leader`, `start_boottime`, `files`, `signal`.
     task: [u32; 5],
+    /// And `real_parent`, `parent_exec_id`, `self_exec_id` (64 bits since Linux 5.7).
+    lineage: [u32; 3],
     /// `mm_struct.exe_file`.
     executable: u32,
     /// `file.f_inode`.
@@ -59,6 +65,8 @@ impl Layout {
                 "task_struct",
                 ["mm", "group_leader", "start_boottime", "files", "signal"],
             )?,
+            lineage: types
+                .fields("task_struct", ["real_parent", "parent_exec_id", "self_exec_id"])?,
             executable: one("mm_struct", "exe_file")?,
             inode: one("file", "f_inode")?,
             number: one("inode", "i_ino")?,
@@ -83,7 +91,7 @@ fn changed(types: &Types<'_>) -> Option<[u32; 2]> {
 }
 
 // What the program keeps on its stack, below the frame pointer.
-const NOTE: i16 = -64;
+const NOTE: i16 = -256;
 const PROCESS: i16 = NOTE;
 const STARTED: i16 = NOTE + 8;
 const INODE: i16 = NOTE + 16;
@@ -93,8 +101,13 @@ const USERS: i16 = NOTE + 40;
 const THREADS: i16 = NOTE + 44;
 const GROUP: i16 = NOTE + 48;
 const NANOSECONDS: i16 = NOTE + 56;
-const KEY: i16 = -72;
-const POINTER: i16 = -80;
+/// Inode, seconds and nanoseconds for each ancestor.
+const ANCESTORS: i16 = NOTE + 64;
+const ANCESTOR_BYTES: i16 = 24;
+const KEY: i16 = NOTE - 8;
+const POINTER: i16 = NOTE - 16;
+const OF_PARENT: i16 = NOTE - 24;
+const OF_CHILD: i16 = NOTE - 32;
 
 // Registers: the result, the context, what pointers lead to, and the frame.
 const RESULT: u8 = 0;
@@ -141,6 +154,40 @@ impl Code {
         self.call(READ_KERNEL);
     }
 
+    /// Notes the file that a task executes.
+    fn executable(&mut self, layout: &Layout, inode: i16, seconds: i16, nanoseconds: i16) {
+        let [mm, ..] = layout.task;
+        let [of_seconds, of_nanoseconds] = layout.changed;
+        self.follow(TASK, mm);
+        self.follow(THERE, layout.executable);
+        self.follow(THERE, layout.inode);
+        self.read(inode, 8, THERE, layout.number);
+        self.read(seconds, 8, THERE, of_seconds);
+        self.read(nanoseconds, 4, THERE, of_nanoseconds);
+    }
+
+    /// Notes the ancestors, up to the first that has executed something else since it
+    /// forked (kernel/fork.c, `copy_process`; fs/exec.c, `begin_new_exec`).
+    fn ancestors(&mut self, layout: &Layout) {
+        let [parent, of_parent, own] = layout.lineage;
+        let mut ends = Vec::new();
+        for level in 0..LEVELS {
+            let place = ANCESTORS + level * ANCESTOR_BYTES;
+            self.read(OF_CHILD, 8, TASK, of_parent);
+            self.follow(TASK, parent);
+            self.read(OF_PARENT, 8, THERE, own);
+            self.add(LOAD, 1, FRAME, OF_CHILD, 0);
+            self.add(LOAD, 2, FRAME, OF_PARENT, 0);
+            ends.push(self.0.len());
+            self.add(JUMP_IF_DIFFERENT, 1, 2, 0, 0);
+            self.add(COPY, TASK, THERE, 0, 0);
+            self.executable(layout, place, place + 8, place + 16);
+        }
+        for end in ends {
+            self.land(end, JUMP_IF_DIFFERENT, (1, 2), 0);
+        }
+    }
+
     /// Makes [`THERE`] what a field behind a register points to.
     fn follow(&mut self, base: u8, offset: u32) {
         self.read(POINTER, 8, base, offset);
@@ -150,15 +197,14 @@ impl Code {
 
 /// The program: notes who connects a TCP socket, and lets it.
 pub fn program(layout: &Layout, map: i32) -> Vec<Instruction> {
-    let [mm, leader, started, files, signal] = layout.task;
-    let [seconds, nanoseconds] = layout.changed;
+    let [_, leader, started, files, signal] = layout.task;
     let mut code = Code::default();
     code.add(COPY, CONTEXT, 1, 0, 0);
     code.add(LOAD_WORD, 2, CONTEXT, KIND, 0);
     // Over everything to the end; its length is filled in below.
     let skip = code.0.len();
     code.add(JUMP_IF_NOT_EQUAL, 2, 0, 0, STREAM);
-    for place in (POINTER..0).step_by(8) {
+    for place in (OF_CHILD..0).step_by(8) {
         code.add(STORE_NUMBER, FRAME, 0, place, 0);
     }
     code.add(COPY, 1, CONTEXT, 0, 0);
@@ -173,12 +219,7 @@ pub fn program(layout: &Layout, map: i32) -> Vec<Instruction> {
     code.add(COPY, TASK, RESULT, 0, 0);
     code.follow(TASK, leader);
     code.read(STARTED, 8, THERE, started);
-    code.follow(TASK, mm);
-    code.follow(THERE, layout.executable);
-    code.follow(THERE, layout.inode);
-    code.read(INODE, 8, THERE, layout.number);
-    code.read(SECONDS, 8, THERE, seconds);
-    code.read(NANOSECONDS, 4, THERE, nanoseconds);
+    code.executable(layout, INODE, SECONDS, NANOSECONDS);
     code.follow(TASK, files);
     code.read(USERS, 4, THERE, layout.users);
     code.follow(TASK, signal);
@@ -193,7 +234,8 @@ pub fn program(layout: &Layout, map: i32) -> Vec<Instruction> {
     code.follow(RESULT, layout.socket);
     code.follow(THERE, layout.file);
     code.read(REFERENCES, 8, THERE, layout.references);
-    code.land(without, JUMP_IF_EQUAL, RESULT, 0);
+    code.land(without, JUMP_IF_EQUAL, (RESULT, 0), 0);
+    code.ancestors(layout);
     // The map's descriptor comes in two instructions.
     code.add(LOAD_WIDE, 1, 1, 0, map);
     code.add(0, 0, 0, 0, 0);
@@ -203,7 +245,7 @@ pub fn program(layout: &Layout, map: i32) -> Vec<Instruction> {
     }
     code.add(MOVE, 4, 0, 0, 0);
     code.call(UPDATE);
-    code.land(skip, JUMP_IF_NOT_EQUAL, 2, STREAM);
+    code.land(skip, JUMP_IF_NOT_EQUAL, (2, 0), STREAM);
     code.add(MOVE, RESULT, 0, 0, 1);
     code.add(EXIT, 0, 0, 0, 0);
     code.0
@@ -211,27 +253,31 @@ pub fn program(layout: &Layout, map: i32) -> Vec<Instruction> {
 
 impl Code {
     /// Lets a jump written earlier lead to what comes next.
-    fn land(&mut self, from: usize, opcode: u8, register: u8, value: i32) {
+    fn land(&mut self, from: usize, opcode: u8, (one, other): (u8, u8), value: i32) {
         let over = i16::try_from(self.0.len() - from - 1).unwrap_or(i16::MAX);
         if let Some(jump) = self.0.get_mut(from) {
-            *jump = encode(opcode, register, 0, over, value);
+            *jump = encode(opcode, one, other, over, value);
         }
     }
 }
 
+/// A file that was executed: its inode's number, and when that changed last, in seconds
+/// since the epoch and nanoseconds. Both together tell files apart whatever file systems
+/// (overlayfs, btrfs) say of devices: nobody inside can set the time.
+pub type Executed = (u64, (i64, u32));
+
 /// What the kernel noted about a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     /// The process, in the first pid namespace.
     pub pid: i32,
     /// When it began, in nanoseconds since boot.
     pub started: u64,
-    /// Inode of its executable.
-    pub inode: u64,
-    /// When that inode changed last, in seconds since the epoch and nanoseconds. With
-    /// the number it tells files apart whatever file systems (overlayfs, btrfs) say of
-    /// devices: nobody inside can set it.
-    pub changed: (i64, u32),
+    /// What it executed.
+    pub executed: Executed,
+    /// What its ancestors executed, nearest first, as far as they have executed nothing
+    /// else since they forked the next one.
+    pub ancestors: Vec<Executed>,
     /// The cgroup it is in.
     pub group: u64,
     /// Nobody but its threads held the socket.
@@ -257,16 +303,24 @@ impl Note {
         let most = if users > 1 { 2 } else { 1 };
         let alone = (1..=threads).contains(&users)
             && references.is_some_and(|references| (1..=most).contains(&references));
+        // The top bit is the kernel's own (I_CTIME_QUERIED, since Linux 6.13).
+        let executed = |inode, seconds, nanoseconds| {
+            let changed = (wide(seconds)?.cast_signed(), word(nanoseconds)? & 0x7fff_ffff);
+            Some((wide(inode)?, changed))
+        };
+        let ancestors = (0..LEVELS).map_while(|level| {
+            let place = ANCESTORS + level * ANCESTOR_BYTES;
+            executed(place, place + 8, place + 16).filter(|(inode, _)| *inode > 0)
+        });
         let note = Self {
             pid: i32::try_from(wide(PROCESS)?).ok()?,
             started: wide(STARTED)?,
-            inode: wide(INODE)?,
-            // The top bit is the kernel's own (I_CTIME_QUERIED, since Linux 6.13).
-            changed: (wide(SECONDS)?.cast_signed(), word(NANOSECONDS)? & 0x7fff_ffff),
+            executed: executed(INODE, SECONDS, NANOSECONDS)?,
+            ancestors: ancestors.collect(),
             group: wide(GROUP)?,
             alone,
         };
-        (note.pid > 0 && note.started > 0 && note.inode > 0).then_some(note)
+        (note.pid > 0 && note.started > 0 && note.executed.0 > 0).then_some(note)
     }
 }
 
@@ -283,7 +337,19 @@ mod tests {
                 fields.iter().enumerate().map(|(n, field)| (*field, 0, at(n))).collect();
             made.structure(name, false, &members);
         };
-        with("task_struct", &["mm", "group_leader", "start_boottime", "files", "signal"]);
+        with(
+            "task_struct",
+            &[
+                "mm",
+                "group_leader",
+                "start_boottime",
+                "files",
+                "signal",
+                "real_parent",
+                "parent_exec_id",
+                "self_exec_id",
+            ],
+        );
         with("mm_struct", &["exe_file"]);
         with("file", &["f_inode", references]);
         with("inode", &["i_ino", "i_ctime_sec", "i_ctime_nsec"]);
@@ -308,9 +374,16 @@ mod tests {
         let code = program(&Layout::find(&kernel("f_ref")).unwrap(), 7);
         assert_eq!(code.last(), Some(&encode(EXIT, 0, 0, 0, 0)));
         let target = |from: usize| from + 1 + usize::try_from(code[from] >> 16 & 0xffff).unwrap();
-        assert_eq!(target(2), code.len() - 2);
-        let without = code.iter().position(|word| word & 0xff == u64::from(JUMP_IF_EQUAL)).unwrap();
-        assert_eq!(code[target(without)], encode(LOAD_WIDE, 1, 1, 0, 7));
+        let jumps = [JUMP_IF_EQUAL, JUMP_IF_NOT_EQUAL, JUMP_IF_DIFFERENT].map(u64::from);
+        let is_call = |word: u64| word & 0xff == u64::from(CALL);
+        let of: Vec<usize> =
+            (0..code.len()).filter(|n| jumps.contains(&(code[*n] & 0xff))).collect();
+        assert_eq!(of.len(), 2 + usize::try_from(LEVELS).unwrap());
+        // Over everything; over what a socket needs; out of the line of ancestors.
+        assert_eq!(target(of[0]), code.len() - 2);
+        assert!(target(of[1]) < of[2] && is_call(code[target(of[1]) - 1]));
+        let after = code.iter().position(|word| *word == encode(LOAD_WIDE, 1, 1, 0, 7)).unwrap();
+        assert!(of[2..].iter().all(|from| target(*from) == after));
     }
 
     fn note(references: u64, users: u32, threads: u32) -> [u8; NOTE_BYTES] {
@@ -340,8 +413,15 @@ mod tests {
         }
         let layout = Layout::find(&kernel("f_ref")).unwrap();
         let read = Note::read(&note(0, 1, 1), &layout).unwrap();
-        assert_eq!((read.pid, read.inode, read.group), (42, 99, 77));
-        assert_eq!(read.changed, (1_700_000_000, 5));
+        assert_eq!((read.pid, read.group), (42, 77));
+        assert_eq!(read.executed, (99, (1_700_000_000, 5)));
+        assert!(read.ancestors.is_empty());
+        let mut bytes = note(0, 1, 1);
+        for level in [0, 1, 3] {
+            bytes[64 + level * 24] = 7;
+        }
+        // One that could not be told ends the line.
+        assert_eq!(Note::read(&bytes, &layout).unwrap().ancestors, [(7, (0, 0)); 2]);
         assert_eq!(Note::read(&[0; NOTE_BYTES], &layout), None);
     }
 }

@@ -82,6 +82,10 @@ pub struct Process {
     pub binary: String,
     /// Executables of its ancestors up to the container's init, nearest first.
     pub ancestors: Vec<String>,
+    /// How many of the nearest ancestors are known to have been what they are when the
+    /// next one was forked; all where nobody knows. Others count for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kin: Option<usize>,
     /// Those of them whose files were written or made after the container started.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub late: BTreeSet<String>,
@@ -112,8 +116,10 @@ impl Process {
         self
     }
 
+    /// Programs that it counts as.
     fn paths(&self) -> impl Iterator<Item = &String> {
-        std::iter::once(&self.binary).chain(&self.ancestors)
+        let kin = self.ancestors.iter().take(self.kin.unwrap_or(usize::MAX));
+        std::iter::once(&self.binary).chain(kin)
     }
 
     /// The same if its files were those that policy means.
@@ -122,6 +128,7 @@ impl Process {
         Self {
             binary: strip(&self.binary),
             ancestors: self.ancestors.iter().map(strip).collect(),
+            kin: self.kin,
             late: BTreeSet::new(),
             digests: self.digests.clone(),
         }

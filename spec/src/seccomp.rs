@@ -498,6 +498,25 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_makes_no_process_and_aims_no_socket() {
+        let programs = worker().unwrap();
+        let fast = 0x2000_0000;
+        for (name, args) in [
+            ("clone", [17, 0, 0, 0, 0, 0]),
+            ("fork", [0; 6]),
+            ("sendto", [0, 0, 0, fast, 0, 0]),
+            ("sendmsg", [0, 0, fast, 0, 0, 0]),
+            ("sendmmsg", [0; 6]),
+            ("connect", [0; 6]),
+        ] {
+            assert_ne!(answer(&programs, name, args), ALLOW, "{name}");
+        }
+        // MSG_DONTWAIT | MSG_NOSIGNAL.
+        assert_eq!(answer(&programs, "sendto", [0, 0, 0, 0x4040, 0, 0]), ALLOW);
+        assert_eq!(answer(&programs, "sendmsg", [0, 0, 0x4040, 0, 0, 0]), ALLOW);
+    }
+
+    #[test]
     fn the_supervisor_attaches_and_looks_up_and_loads_nothing() {
         let programs = supervisor().unwrap();
         for command in 0..40 {

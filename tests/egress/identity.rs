@@ -14,12 +14,14 @@ use crate::{IMAGE, RUNTIME, proxies};
 /// The same policy where the kernel does not describe its types: nobody is noted.
 const UNNOTED: &str = "nemoclaw-unnoted";
 
-pub(super) const TRIALS: [crate::Named; 5] = [
+pub(super) const TRIALS: [crate::Named; 7] = [
     ("a_program_that_executes_another_after_connecting_is_not_that_other", executed),
     ("a_socket_that_others_hold_is_decided_for_all_of_them", shared),
     ("a_socket_parked_in_another_has_no_owner", parked),
     ("without_notes_sockets_are_looked_for", unnoted),
     ("a_program_that_comes_later_needs_a_digest_or_trust", later),
+    ("a_parent_that_becomes_a_listed_program_lends_nothing", lineage),
+    ("long_paths_neither_end_the_worker_nor_hide_the_record", long_paths),
 ];
 
 /// Makes the program that no rule lists, which runs as the rest of the script says.
@@ -171,4 +173,64 @@ fn later() -> Outcome {
     // Nobody inside sets the time of change.
     container.sh("touch -d 2001-01-01 /project/later").ok()?;
     contains("touched", &fetch("later", "plain.test"), "binary_changed")
+}
+
+/// Connects once its parent is what the second word says.
+const CHILD: &str = "
+import os, socket, sys, time
+end = time.time() + 2
+while open('/proc/%d/comm' % os.getppid()).read().strip() != sys.argv[2] and time.time() < end: time.sleep(0.01)
+time.sleep(0.1)
+s = socket.create_connection((sys.argv[1], 80), 5); s.settimeout(5)
+s.sendall(b'GET / HTTP/1.1\\r\\nHost: %b\\r\\nConnection: close\\r\\n\\r\\n' % sys.argv[1].encode())
+got = b''
+while part := s.recv(999): got += part
+print(b'hello from' in got)
+";
+
+fn lineage() -> Outcome {
+    for (runtime, lends) in [(RUNTIME, false), (UNNOTED, true)] {
+        let container = Container::start(runtime, IMAGE, &[])?;
+        container.sh(&format!("{EVIL} <<'E'\n{CHILD}E\n")).ok()?;
+        // curl is listed for plain.test; it waits, and knows nothing of the child.
+        let becomes = "/tmp/evil /tmp/evil.py plain.test curl >/tmp/told & exec curl -s -m 5 http://allowed.test/slow/2";
+        container.sh(becomes);
+        let told = container.sh("cat /tmp/told").out;
+        equal(runtime, &told.contains("True"), &lends)?;
+        // python3 is listed for allowed.test, and so is what it starts.
+        let starts = "python3 -c \"import subprocess; print(subprocess.run(['/tmp/evil', '/tmp/evil.py', 'allowed.test', 'python3'], capture_output=True, text=True).stdout)\"";
+        contains(runtime, &container.sh(starts).ok()?.out, "True")?;
+    }
+    Ok(())
+}
+
+/// Starts itself again and again below a long path, and connects at the end.
+const DEEP: &str = "
+import os, socket, subprocess, sys
+depth = int(sys.argv[1])
+if depth: sys.exit(subprocess.run([sys.executable, __file__, str(depth - 1)]).returncode)
+address = socket.gethostbyname('allowed.test')
+held = []
+for n in range(300):
+    s = socket.socket(); s.setblocking(False); s.connect_ex((address, 80)); held.append(s)
+s = socket.create_connection((address, 80), 5); s.settimeout(5)
+s.sendall(b'GET / HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n'); s.recv(99)
+";
+
+fn long_paths() -> Outcome {
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    container.sh(&format!("cat >/tmp/deep.py <<'E'\n{DEEP}E\n")).ok()?;
+    let place = format!("/tmp/{0}/{0}/{0}/{0}", "d".repeat(240));
+    container.sh(&format!(
+        "mkdir -p {place} && cp /usr/bin/python3 {place}/python3 && {place}/python3 /tmp/deep.py 14"
+    ));
+    eventually(Duration::from_secs(10), "all records", || container.audit().len() >= 300)?;
+    let records = container.audit();
+    let restarted = records.iter().any(|record| record["event"] == "worker_restarted");
+    equal("the worker lives", &restarted, &false)?;
+    for record in &records {
+        contains("host", &record["host"].to_string(), "allowed.test")?;
+        contains("program", &record["binary"].to_string(), "dddd")?;
+    }
+    Ok(())
 }

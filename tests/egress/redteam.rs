@@ -12,10 +12,11 @@ use serde_json::Value;
 
 use crate::{IMAGE, RUNTIME, dns_log};
 
-pub(super) const TRIALS: [crate::Named; 3] = [
+pub(super) const TRIALS: [crate::Named; 4] = [
     ("no_packet_leaves_that_is_not_on_record", watched),
     ("a_frame_that_no_chain_has_passed_goes_nowhere", frames),
     ("a_network_that_is_connected_later_is_captured_too", connected),
+    ("the_proxy_s_own_sockets_cannot_be_aimed_anew", aimed),
 ];
 
 /// What is captured, ended when dropped.
@@ -158,4 +159,33 @@ for kind, port in ((socket.SOCK_DGRAM, 9999), (socket.SOCK_STREAM, 80)):
     });
     docker(&["network", "rm", &network]);
     tried
+}
+
+/// What a worker that was taken over would do with sockets that carry the mark.
+const MARKED: &str = "
+import socket, sys
+own = sys.argv[1]
+server = socket.create_server((\"127.0.0.1\", 0))
+def tries(kind, address, family=socket.AF_INET):
+    s = socket.socket(family, kind); s.settimeout(1)
+    s.setsockopt(socket.SOL_SOCKET, 36, 0x6e656d6f)
+    try:
+        s.connect(address); s.send(b\"x\"); s.send(b\"x\")
+        return \"sent\"
+    except OSError: return \"refused\"
+tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
+for what in [(tcp, (\"203.0.113.10\", 80)), (udp, (\"203.0.113.53\", 53)), (tcp, server.getsockname()),
+             (tcp, (own, 10080)), (tcp, (\"11.22.0.1\", 80)), (tcp, (\"169.254.169.254\", 80)),
+             (udp, (\"203.0.113.10\", 9999)), (udp, (\"224.0.0.251\", 5353)), (udp, (\"127.0.0.1\", 9))]:
+    print(tries(*what))
+";
+
+fn aimed() -> Outcome {
+    let container = Container::start(RUNTIME, IMAGE, &[])?;
+    let address = container.sh("hostname -i").out.trim().to_owned();
+    let pid = container.pid()?;
+    // The host's root has the capability that the supervisor has.
+    let seen = nemoclaw_tests::sh(&format!("nsenter -t {pid} -n python3 -c '{MARKED}' {address}"));
+    let wanted = format!("{}{}", "sent\n".repeat(2), "refused\n".repeat(7));
+    equal("sent", &seen.ok()?.out, &wanted)
 }

@@ -19,7 +19,7 @@ use crate::sys;
 
 /// `BPF_CGROUP_INET4_CONNECT` and `BPF_CGROUP_INET6_CONNECT`.
 const ATTACHED_AS: [u32; 2] = [10, 11];
-/// Notes kept by the kernel, 128 bytes each. One is needed from connect(2) until the
+/// Notes kept by the kernel, 320 bytes each. One is needed from connect(2) until the
 /// connection is decided: for as long as it waits in the listener's queue.
 const NOTES: u32 = 2048;
 /// Notes kept here, of connections that are decided again for each request.
@@ -93,11 +93,11 @@ impl Connects {
         let mut remembered = self.remembered.borrow_mut();
         let found = sys::bpf_look_up::<NOTE_BYTES>(&self.map, cookie);
         let Some(note) = found.and_then(|bytes| Note::read(&bytes, &self.layout)) else {
-            return remembered.iter().find(|(own, _)| *own == cookie).map(|(_, note)| *note);
+            return remembered.iter().find(|(own, _)| *own == cookie).map(|(_, note)| note.clone());
         };
         if again && !remembered.iter().any(|(own, _)| *own == cookie) {
             remembered.truncate(REMEMBERED - 1);
-            remembered.push_front((cookie, note));
+            remembered.push_front((cookie, note.clone()));
         }
         Some(note)
     }
@@ -107,6 +107,9 @@ impl Connects {
 pub(super) fn unified(cgroup: &str) -> Option<&str> {
     cgroup.lines().find_map(|line| line.strip_prefix("0::"))
 }
+
+/// Which fields a kept layout has.
+const FORM: u32 = 2;
 
 /// The layout as it is kept until the next start of the host.
 #[derive(Serialize, Deserialize)]
@@ -120,7 +123,7 @@ struct Kept {
 fn layout(run: &Path) -> Result<Layout> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = fs::read_to_string("/proc/sys/kernel/version").unwrap_or_default();
-    let kernel = format!("{}: {release}{version}", env!("CARGO_PKG_VERSION"));
+    let kernel = format!("{FORM}: {release}{version}");
     let path = run.join("kernel-layout.json");
     let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
     if let Some(kept) = kept.filter(|kept| kept.kernel == kernel) {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nemoclaw_spec::address;
-use nemoclaw_spec::connects::Note;
+use nemoclaw_spec::connects::{Executed, Note};
 use nemoclaw_spec::control::{EXPLICIT_PORT, FileId};
 use nemoclaw_spec::decide::{CHANGED, Caller, Engine, Process};
 use nemoclaw_spec::name::MAX_PATH_BYTES;
@@ -133,16 +133,16 @@ impl Identifier {
         };
         let again = destination.port() == EXPLICIT_PORT;
         let note = members.connects.as_ref().and_then(|connects| connects.note(cookie, again));
-        let connector = match note {
+        let connector = match &note {
             None => None,
-            Some(note) => match connector(&note, members) {
+            Some(note) => match connector(note, members) {
                 Some(held) => Some(held),
                 // It has ended, or executes something else.
                 None => return Caller::default(),
             },
         };
         // A connection that asks again may be another's by now.
-        let alone = !again && note.is_some_and(|note| note.alone);
+        let alone = !again && note.as_ref().is_some_and(|note| note.alone);
         if let Some(held) = connector.as_ref().filter(|_| alone) {
             let above = |held: &Held<'_>| parent(held, members);
             let ancestors = std::iter::successors(parent(held, members), above);
@@ -243,9 +243,10 @@ struct Held<'a> {
     /// The first thread has ended and others go on: what it holds cannot be
     /// seen through it.
     headless: bool,
-    /// Inode and time of change of the file that it executed when it connected, where
-    /// the kernel noted that.
-    connected: Option<(u64, (i64, u32))>,
+    /// What it executed when it connected, where the kernel noted that.
+    connected: Option<Executed>,
+    /// And what its ancestors did then.
+    lineage: Vec<Executed>,
     directory: OwnedFd,
 }
 
@@ -253,7 +254,8 @@ struct Held<'a> {
 fn connector<'a>(note: &Note, members: &'a Members) -> Option<Held<'a>> {
     let in_group = |joined: &&Joined| joined.noted.as_ref().is_some_and(|own| own.id == note.group);
     let mut held = hold(note.pid, members.iter().find(in_group)?)?;
-    held.connected = Some((note.inode, note.changed));
+    held.connected = Some(note.executed);
+    held.lineage.clone_from(&note.ancestors);
     // /proc/PID/stat counts in hundredths of a second (USER_HZ).
     (held.started == note.started / 10_000_000).then_some(held)
 }
@@ -358,8 +360,19 @@ fn hold(pid: i32, joined: &Joined) -> Option<Held<'_>> {
     let headless = fields.first() == Some(&"Z") && threads > 1;
     let (programs, noted) = (&joined.member.programs, joined.noted.is_some());
     let began = joined.began;
-    let connected = None;
-    Some(Held { pid, programs, noted, began, parent, started, headless, connected, directory })
+    let (connected, lineage) = (None, Vec::new());
+    Some(Held {
+        pid,
+        programs,
+        noted,
+        began,
+        parent,
+        started,
+        headless,
+        connected,
+        lineage,
+        directory,
+    })
 }
 
 fn read_small(file: &OwnedFd) -> Option<String> {
@@ -443,49 +456,59 @@ impl Files {
         H: std::borrow::Borrow<Held<'a>>,
     {
         let mut found = Process::default();
-        found.binary = self.executable(process, engine, &mut found)?;
-        let mut bytes = 0;
+        let (path, _executed) = self.executable(process, engine, &mut found)?;
+        found.binary = path;
+        let (mut bytes, mut kin) = (0, 0);
         for held in ancestors.take(MAX_ANCESTORS) {
-            let path = self.executable(held.borrow(), engine, &mut found)?;
+            let (path, executed) = self.executable(held.borrow(), engine, &mut found)?;
+            // Up to the first that is not what it was when the connection was made.
+            let same = executed.is_some() && process.lineage.get(kin).copied() == executed;
+            if kin == found.ancestors.len() && same {
+                kin += 1;
+            }
             bytes += path.len();
             if bytes > MAX_LINEAGE {
                 break;
             }
             found.ancestors.push(path);
         }
+        // Whose connection nobody noted may have been anybody's child.
+        found.kin = process.noted.then_some(kin);
         Some(found)
     }
 
     /// Where the file lies that a process executes. One without a name any more
     /// (deleted, memfd), and one that is not what policy's path meant at the start, is
-    /// marked so that no path of a policy can mean it. `None`: see [`Files::describe`].
+    /// marked so that no path of a policy can mean it; and what tells it apart. `None`:
+    /// see [`Files::describe`].
     fn executable(
         &mut self,
         process: &Held<'_>,
         engine: Option<&Engine>,
         found: &mut Process,
-    ) -> Option<String> {
+    ) -> Option<(String, Option<Executed>)> {
         // Following the link reaches the very inode that runs; all that is said of it
         // is asked of this one descriptor, for the process may execute another meanwhile.
         let opened =
             openat(&process.directory, "exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
         let Ok(file) = opened else {
-            return process.connected.is_none().then(|| "(unknown)".to_owned());
+            return process.connected.is_none().then(|| ("(unknown)".to_owned(), None));
         };
         let stat = rustix::fs::fstat(&file).ok()?;
         let changed = (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).unwrap_or(u32::MAX));
-        if process.connected.is_some_and(|connected| connected != (stat.st_ino, changed)) {
+        let executed = (stat.st_ino, changed);
+        if process.connected.is_some_and(|connected| connected != executed) {
             return None;
         }
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
         let target = rustix::fs::readlink(&own, Vec::new()).ok()?;
         let mut path = target.to_string_lossy().into_owned();
         if path.len() > MAX_PATH_BYTES {
-            return Some("(too long)".to_owned());
+            return Some(("(too long)".to_owned(), Some(executed)));
         }
         if stat.st_nlink == 0 {
             path.insert_str(0, "(deleted) ");
-            return Some(path);
+            return Some((path, Some(executed)));
         }
         let id = file_id(&stat);
         let other = match process.programs.get(&path) {
@@ -494,7 +517,7 @@ impl Files {
         };
         if other {
             path.insert_str(0, CHANGED);
-            return Some(path);
+            return Some((path, Some(executed)));
         }
         if self.clock.is_late(changed, process.began) {
             found.late.insert(path.clone());
@@ -504,7 +527,7 @@ impl Files {
         {
             found.digests.insert(path.clone(), digest);
         }
-        Some(path)
+        Some((path, Some(executed)))
     }
 
     /// The digest of an executable, opened anew by its descriptor; `None` where it

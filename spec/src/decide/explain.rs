@@ -114,9 +114,7 @@ fn binary_fits(binaries: &Binaries, caller: &Caller) -> bool {
         Binaries::Listed(list) => {
             !caller.holders.is_empty()
                 && caller.holders.iter().all(|holder| {
-                    std::iter::once(&holder.binary)
-                        .chain(&holder.ancestors)
-                        .any(|path| list.iter().any(|pattern| pattern.matches(path)))
+                    holder.paths().any(|path| list.iter().any(|pattern| pattern.matches(path)))
                 })
         }
     }
