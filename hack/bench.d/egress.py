@@ -248,8 +248,12 @@ class Nemoclaw(Direct):
 
     name = "nemoclaw"
 
+    def runtime(self):
+        return [os.path.join(self.dist, "nemoclaw")]
+
     def start(self):
-        self.identity = f"{PREFIX}{os.getpid()}"
+        self.identity = f"{PREFIX}{self.name}-{os.getpid()}"
+        self.directory = os.path.join(self.directory, self.name)
         bundle = os.path.join(self.directory, "bundle")
         root = os.path.join(bundle, "rootfs")
         for path in ("dev", "proc", "sys", "etc", "tmp", "usr/bin"):
@@ -280,7 +284,7 @@ class Nemoclaw(Direct):
             json.dump(config, file)
         # A copy: a build meanwhile changes nothing.
         self.dist = shutil.copytree(DIST, os.path.join(self.directory, "dist"))
-        runtime = ["taskset", "-c", str(LOAD_CPU), os.path.join(self.dist, "nemoclaw"), "--root", os.path.join(self.directory, "root")]
+        runtime = ["taskset", "-c", str(LOAD_CPU), *self.runtime(), "--root", os.path.join(self.directory, "root")]
         self.enter = []
         self.load = [*runtime, "exec", self.identity, INSIDE]
         self.stack.callback(self.remove, runtime)
@@ -317,6 +321,15 @@ class Nemoclaw(Direct):
         self.stack.callback(end, process)
         if process.stdout.readline() != "ready\n":
             raise OSError(f"no {processes} more processes in the sandbox")
+
+
+class Unnoted(Nemoclaw):
+    """The same where the kernel notes nobody."""
+
+    name = "unnoted"
+
+    def runtime(self):
+        return ["env", f"NEMOCLAW_DIST={self.dist}", os.path.join(REPO, "hack/hosts/unnoted")]
 
 
 def pids_limit():
@@ -488,7 +501,8 @@ def show(middles, rows, notes):
         print(table(["", *columns], [[name, *(cell(middles, name, column) for column in columns)] for name in names]))
     if rows:
         print("\nnew connections from a sandbox, by its processes (about ten open files each)\n")
-        print(table(["processes", "c1 p50 us", "c1 p99 us", "CPU us/conn"], [[row[0], *map(number, row[1:])] for row in rows]))
+        measured = ["c1 p50 us", "c1 p99 us", "CPU us/conn"]
+        print(table(["processes", *measured, *(f"unnoted {title}" for title in measured)], [[row[0], *map(number, row[1:])] for row in rows]))
     for title, lines in bars(middles):
         print(f"\n{title}")
         for name, text, share in lines:
@@ -542,12 +556,15 @@ def measure(plan):
             for target in targets[turn % len(targets):] + targets[:turn % len(targets)]:
                 attempt(target, connections)
                 attempt(target, bulk)
-        for target in targets:
-            if isinstance(target, Nemoclaw):
-                try:
-                    rows = identity(target, plan)
-                except (OSError, subprocess.SubprocessError) as error:
-                    notes.append(f"nemoclaw: identity failed: {error}")
+        try:
+            noted = next(target for target in targets if isinstance(target, Nemoclaw))
+            unnoted = Unnoted(stack, directory, len(targets) + 8)
+            unnoted.ready()
+            # Side by side: the same crowd with the kernel's notes and without.
+            pairs = zip(identity(noted, plan), identity(unnoted, plan))
+            rows = [[*row, *other[1:]] for row, other in pairs]
+        except (OSError, StopIteration, subprocess.SubprocessError) as error:
+            notes.append(f"identity failed: {error}")
     middles = {name: {column: statistics.median(values) for column, values in columns.items()} for name, columns in found.items()}
     spent = time.monotonic() - began
     notes.append(
