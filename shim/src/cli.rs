@@ -18,7 +18,7 @@ use crate::report::Report;
     name = "nemoclaw",
     version,
     disable_help_subcommand = true,
-    after_help = "For operators:\n  policy test explain lint diff show export schema reference\n                Ask about policies (see: nemoclaw policy --help)\n  presets       See the presets, postures and tiers there are\n  logs          Print audit records"
+    after_help = "For operators:\n  policy test explain lint diff show export schema reference\n                Ask about policies (see: nemoclaw policy --help)\n  presets       See the presets, postures and tiers there are\n  logs          Print audit records, or check them\n  metrics       Count what the sandboxes did, for Prometheus\n\nVerbs for engines see only what lies under their --root (Docker has one of its own);\nverify, logs, metrics and shields see every container, by its id."
 )]
 pub(crate) struct Invocation {
     /// Directory for the state of containers

@@ -385,17 +385,19 @@ impl Reason {
                 "the name resolves to a private address, and the rule does not say `private: true` or name it in allowed_ips"
             }
             Self::BinaryChanged => {
-                "the program's file was not there, or was another one, when the container started; start the container again to trust what is there then, or name it in the rule with `sha256` or `trust: writable`"
+                "a rule names this program, but not this file: it was not there or was another one when the container started, or has another digest than the rule's `sha256`; start the container again to trust what is there then, or name the file by `sha256` (`trust: writable` takes any)"
             }
             Self::BinaryNotAllowed => "a rule names this host and port, but not this program",
-            Self::CallerUnknown => "the program behind the connection could not be determined",
+            Self::CallerUnknown => {
+                "the program behind the connection could not be told: it has ended, executes another one, or shares the socket; try again, and if it stays so ask `nemoclaw doctor` (callers)"
+            }
             Self::ConnectionBudget => {
                 "the program has as many connections as `connections: {per_program: ...}` allows"
             }
             Self::Internal => "an internal error; refused to be safe",
             Self::Malformed => "the request makes no sense to the proxy",
             Self::NameBudget => {
-                "the name is long and random, or one of too many: `connections: {wildcard_bits: ..., wildcard_names: ...}` say what names may carry that only a wildcard admits"
+                "only a wildcard admits the name, and it is long and random or one of too many; spell it out in a rule, or raise `nemoclaw: {connections: {wildcard_bits: ..., wildcard_names: ...}}`"
             }
             Self::NoEndpoint => "no rule names this host and port",
             Self::NoSuchHost => "the name does not exist",
@@ -537,7 +539,7 @@ impl Engine {
         if bundles.is_empty() {
             let nearest = nearest();
             let known = nearest.is_some();
-            let meant = self.index.binaries(&holder.unchanged(), self.policy.ours);
+            let meant = self.index.binaries_by_path(&holder.unchanged());
             let changed = !self.index.bundles(groups, intent.port, &meant).is_empty();
             let reason = match (known, changed) {
                 (true, true) => Reason::BinaryChanged,
@@ -674,6 +676,7 @@ pub fn remedy(
         reason,
         Reason::AddressNever
             | Reason::BinaryChanged
+            | Reason::CallerUnknown
             | Reason::ConnectionBudget
             | Reason::Internal
             | Reason::Malformed

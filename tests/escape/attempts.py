@@ -741,6 +741,9 @@ def tells(path, size=64, missing=UNAVAILABLE):
         if e.errno == errno.EISDIR:
             lost("a directory covers it")
         judge(e.errno, what="read", refused={errno.EIO, errno.EINVAL, errno.EFAULT})
+    if not got and path == "/proc/keys" and stat.S_ISREG(os.fstat(fd).st_mode):
+        # Keys are there only while somebody of this user has any; a mask is no file.
+        won("open, and no key of ours in it")
     if not got:
         lost("empty")
     won(f"{len(got)} bytes")

@@ -40,8 +40,9 @@ pub(crate) struct Logs {
     /// Go on with records as they come
     #[arg(short, long)]
     follow: bool,
-    /// Check instead that no record was changed, removed or put in between: exit 3
-    /// where one was
+    /// Check instead that no record was changed, removed from the beginning or the
+    /// middle, or put in: exit 3 where one was. What was cut off at the end, or written
+    /// anew as a whole, does not show: ship records elsewhere
     #[arg(long, conflicts_with_all = ["denied", "findings", "follow"])]
     check: bool,
 }
@@ -153,6 +154,10 @@ fn check(files: &[PathBuf]) -> Result<ExitCode> {
         let name = file.file_stem().unwrap_or_default().to_string_lossy();
         let mut chain = Chain::default();
         let aside = file.with_extension("jsonl.1");
+        // The first of all follows nothing; of two files the older one may be gone.
+        if !aside.exists() {
+            chain.previous = Some("0".repeat(64));
+        }
         for file in [aside.as_path(), file].into_iter().filter(|file| file.exists()) {
             let opened =
                 File::open(file).with_context(|| format!("cannot read {}", file.display()))?;

@@ -62,7 +62,7 @@ pub(crate) enum Verb {
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// The policy and the plan of a running container instead: its id, or
+        /// The confinement plan of a running container instead (not its rules): its id, or
         /// the beginning of it
         #[arg(long, value_name = "ID", conflicts_with = "policy")]
         container: Option<String>,
@@ -331,6 +331,9 @@ fn test(question: &Question) -> Result<ExitCode> {
         ))?;
         if let Some(addresses) = addresses {
             print(&format!("  if every address of the host is {addresses}"))?;
+        }
+        for digest in engine.policy().digests_of(&question.binary) {
+            print(&format!("  if the program's SHA-256 digest is {digest}"))?;
         }
         match (word, reason) {
             ("allow", Some(reason)) => {

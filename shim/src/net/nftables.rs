@@ -139,6 +139,10 @@ pub(super) fn fingerprint() -> io::Result<Vec<u8>> {
     let mut print = Vec::new();
     let families = [FAMILY_INET, FAMILY_NETDEV];
     for (family, kind) in families.into_iter().flat_map(|f| [(f, GET_CHAIN), (f, GET_RULE)]) {
+        // What backs up the others is nothing without them.
+        if family == FAMILY_NETDEV && print.is_empty() {
+            break;
+        }
         let mut request = Buffer::default();
         request.message(kind, REQUEST | DUMP, |m| m.raw(&[family, 0, 0, 0]));
         for body in dump(SockProtocol::NetlinkNetFilter, &request, MOST)? {

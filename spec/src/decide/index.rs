@@ -244,14 +244,27 @@ impl Index {
     /// The patterns that cover a process or one of its ancestors and mean its file. In
     /// OpenShell's files every file at a path is meant.
     pub(super) fn binaries(&self, process: &Process, ours: bool) -> Vec<Binary> {
+        self.binaries_where(process, |id, path| match self.trust.get(id as usize) {
+            Some(Trust::Digest(digest)) => process.digests.get(path) == Some(digest),
+            Some(Trust::Writable) => true,
+            Some(Trust::Start) | None => !ours || !process.late.contains(path),
+        })
+    }
+
+    /// The same whatever files lie there.
+    pub(super) fn binaries_by_path(&self, process: &Process) -> Vec<Binary> {
+        self.binaries_where(process, |_id, _path| true)
+    }
+
+    fn binaries_where(
+        &self,
+        process: &Process,
+        meant: impl Fn(Binary, &str) -> bool,
+    ) -> Vec<Binary> {
         let mut binaries = vec![ANY_BINARY];
         for path in process.paths() {
-            let meant = |id: &Binary| match self.trust.get(*id as usize) {
-                Some(Trust::Digest(digest)) => process.digests.get(path) == Some(digest),
-                Some(Trust::Writable) => true,
-                Some(Trust::Start) | None => !ours || !process.late.contains(path),
-            };
-            binaries.extend(self.executables.find(path).into_iter().filter(meant));
+            let found = self.executables.find(path);
+            binaries.extend(found.into_iter().filter(|id| meant(*id, path)));
         }
         binaries.sort_unstable();
         binaries.dedup();

@@ -353,7 +353,7 @@ fn a_late_file_counts_where_it_is_trusted_or_known_by_its_digest() {
     assert_eq!(asked(&ours, "a.example", true, &good), Some(Reason::BinaryChanged));
     assert_eq!(asked(&ours, "b.example", true, &other), None);
     assert_eq!(asked(&ours, "c.example", true, &good), None);
-    assert_eq!(asked(&ours, "c.example", false, &other), Some(Reason::BinaryNotAllowed));
+    assert_eq!(asked(&ours, "c.example", false, &other), Some(Reason::BinaryChanged));
     // A file that no pattern names is not allowed, late or not.
     let mut unlisted = by("/tmp/tool", &[]);
     unlisted.holders[0].late.insert("/tmp/tool".to_owned());

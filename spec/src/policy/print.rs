@@ -36,6 +36,14 @@ pub fn openshell(policy: &Policy) -> (String, Vec<String>) {
     }
     sections(&mut text, policy);
     for rule in &policy.rules {
+        if let Binaries::Listed(list) = &rule.binaries {
+            for pattern in list.iter().filter(|own| policy.ours && *own.trust() != Trust::Writable)
+            {
+                if matches!(pattern.trust(), Trust::Digest(_)) || !pattern.is_literal() {
+                    lost.push(format!("rule `{}`: any file at {pattern} counts there", rule.key));
+                }
+            }
+        }
         for endpoint in &rule.endpoints {
             if policy.ours && !endpoint.private && matches!(endpoint.host, HostPattern::Exact(_)) {
                 lost.push(format!(
@@ -54,7 +62,9 @@ pub fn openshell(policy: &Policy) -> (String, Vec<String>) {
     rules(&mut text, policy, false, &|rule| {
         let binaries = match &rule.binaries {
             Binaries::Any => json!([{ "path": "/**" }]),
-            Binaries::Listed(_) => binaries(rule),
+            Binaries::Listed(list) => {
+                Json::Array(list.iter().map(|own| json!({ "path": own.as_str() })).collect())
+            }
         };
         (endpoints(rule, false), binaries)
     });

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::Policy;
 use super::language::{Enforced, FILE, Field, Kind, Section};
+use crate::decide::Reason;
 
 /// The reference as Markdown.
 pub fn markdown() -> String {
@@ -29,7 +30,17 @@ pub fn markdown() -> String {
             }
         }
     }
+    reasons(&mut text);
     text
+}
+
+/// Every reason a refusal may have.
+fn reasons(text: &mut String) {
+    text.push_str("\n## Reasons of refusals\n\nAs records (`reason`), answers and metrics have them; the codes are stable.\n\n| reason | what it means, and what to do |\n|---|---|\n");
+    for reason in Reason::ALL {
+        let _written = writeln!(text, "| `{}` | {} |", reason.code(), reason.sentence());
+    }
+    text.push_str("\nA connection that ended by a bound has the reason `idle` or `lifetime`. Records of the supervisor itself: `dial` (a socket it opened), `worker_restarted`, `torn_record` (a line that a crash cut short), `unreadable_record`, `callers_unnoted` (the kernel does not note who connects). Fields: `client` is the connection's source inside, `via` how it asked (`tcp`, `connect`, `http`), `address` what was dialled, `seq` and `prev` make the chain that `nemoclaw logs --check` follows.\n");
 }
 
 const NOTES: &str = "\n## Where we differ from OpenShell\n
