@@ -227,9 +227,9 @@ impl Supervisor {
     /// with it, nothing else is.
     fn replace_worker(&mut self, audit: &mut AuditFile) -> Result<()> {
         let Some(worker) = self.worker.take() else { return Ok(()) };
-        audit.drain(&worker.audit);
         let _killed = pidfd_send_signal(&worker.pidfd, Signal::KILL);
         let _reaped = waitpid(Some(worker.pid), WaitOptions::empty());
+        audit.drain_to_the_end(&worker.audit);
         audit.note("worker_restarted");
         audit.flush();
         audit.counts.restarted();
@@ -273,7 +273,8 @@ impl Supervisor {
             let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
             let is_ready = |index: usize| ready.get(index).copied().unwrap_or_default();
             if is_ready(2) {
-                audit.drain(&worker.audit);
+                // What is left is there at the next turn.
+                let _more = audit.drain(&worker.audit);
             }
             if audit.has_failed() {
                 bail!("the audit file cannot be written; egress is closed");
@@ -304,8 +305,10 @@ impl Supervisor {
                 members.remove_ended();
             }
             if members.is_finished() || (control.is_alone() && members.is_empty()) {
-                if let Some(worker) = &self.worker {
-                    audit.drain(&worker.audit);
+                if let Some(worker) = self.worker.take() {
+                    let _killed = pidfd_send_signal(&worker.pidfd, Signal::KILL);
+                    let _reaped = waitpid(Some(worker.pid), WaitOptions::empty());
+                    audit.drain_to_the_end(&worker.audit);
                 }
                 return Ok(());
             }

@@ -142,12 +142,21 @@ impl AuditFile {
         Ok(audit)
     }
 
-    /// Writes every record the worker has handed over.
-    pub(super) fn drain(&mut self, socket: &OwnedFd) {
+    /// Writes every record that a worker handed over which has ended.
+    pub(super) fn drain_to_the_end(&mut self, socket: &OwnedFd) {
+        while self.drain(socket) {}
+    }
+
+    /// Writes records that the worker has handed over; true where there may be more.
+    pub(super) fn drain(&mut self, socket: &OwnedFd) -> bool {
+        let mut more = true;
         let mut bytes = [0; MAX_RECORD_BYTES];
         for _record in 0..MAX_RECORDS {
             let received = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT);
-            let Ok(length @ 1..) = received else { break };
+            let Ok(length @ 1..) = received else {
+                more = false;
+                break;
+            };
             // A record that is no JSON object is the worker's own fault and
             // says so; it must not break the lines of others.
             match serde_json::from_slice(bytes.get(..length).unwrap_or_default()) {
@@ -162,6 +171,7 @@ impl AuditFile {
             }
         }
         self.flush();
+        more
     }
 
     /// A record of the supervisor's own, written with the next [`AuditFile::flush`].
@@ -250,6 +260,38 @@ impl AuditFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_cannot_tell_what_is_ours_and_nothing_of_it_is_lost() {
+        let place = std::env::temp_dir().join(format!("nc-drain-{}", std::process::id()));
+        std::fs::create_dir_all(&place).unwrap();
+        let path = place.join("s.jsonl");
+        let mut audit = AuditFile::open(&path, "s").unwrap();
+        let (ours, theirs) = nix::sys::socket::socketpair(
+            nix::sys::socket::AddressFamily::Unix,
+            nix::sys::socket::SockType::SeqPacket,
+            None,
+            nix::sys::socket::SockFlag::empty(),
+        )
+        .unwrap();
+        let say = |line: &str| {
+            nix::sys::socket::send(theirs.as_raw_fd(), line.as_bytes(), MsgFlags::empty()).unwrap();
+        };
+        say(r#"{"event":"dial","from":"192.0.2.1:1","to":"192.0.2.2:2"}"#);
+        say("no JSON");
+        // Less than the socket's queue holds (unix(7), net.unix.max_dgram_qlen aside).
+        assert!(!audit.drain(&ours));
+        for number in 0..100 {
+            say(&format!("{{\"event\":\"connection\",\"number\":{number}}}"));
+        }
+        drop(theirs);
+        audit.drain_to_the_end(&ours);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let count = |event: &str| text.matches(&format!("\"event\":\"{event}\"")).count();
+        assert_eq!((count("dial"), count("worker_said"), count("unreadable_record")), (0, 1, 1));
+        assert_eq!(count("connection"), 100);
+        std::fs::remove_dir_all(&place).unwrap();
+    }
 
     #[test]
     fn lines_are_a_chain_over_restarts_and_a_torn_one_is_ended() {
