@@ -18,7 +18,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, sock
 pub(super) struct Upstream {
     /// Tells when an address comes or goes (rtnetlink(7)).
     changes: Option<Socket>,
-    own: HashSet<IpAddr>,
+    /// The namespace's addresses; none where they could not be read.
+    own: Option<HashSet<IpAddr>>,
 }
 
 /// Groups of messages: `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR`.
@@ -34,7 +35,7 @@ impl Upstream {
         };
         // Without it the addresses are read anew each time.
         let changes = subscribed().ok();
-        Self { changes, own: own_addresses().unwrap_or_default() }
+        Self { changes, own: own_addresses() }
     }
 
     /// A TCP socket that has begun to connect.
@@ -66,13 +67,11 @@ impl Upstream {
                 }
             }
         });
-        if stale {
-            match own_addresses() {
-                Some(own) => self.own = own,
-                None => return true,
-            }
+        if stale || self.own.is_none() {
+            self.own = own_addresses();
         }
-        self.own.contains(&address)
+        // What cannot be told apart is taken for our own, and not dialled.
+        self.own.as_ref().is_none_or(|own| own.contains(&address))
     }
 }
 
