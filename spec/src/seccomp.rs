@@ -2,22 +2,19 @@
 //!
 //! The kernel runs every installed filter and takes the strictest answer
 //! (seccomp(2)); between two errno answers the filter installed last wins.
-//! So the engine's program goes last, with a prologue that answers `ENOSYS`
-//! to system calls newer than its profile, which libc takes as "old kernel".
+//! So the engine's program goes last. It answers `ENOSYS` to system calls newer
+//! than its profile, which libc takes as "old kernel".
 
+mod program;
 pub mod table;
 
-use std::collections::BTreeMap;
-
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, sock_filter,
-};
+use seccompiler::{BpfProgram, SeccompAction};
 use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
 
 use crate::control::{WORKER_UID_BASE, WORKER_UID_END};
+use program::{Compare, Condition, Filter};
 pub use table::Relaxation;
 use table::{Answer, Argument, Group};
 
@@ -53,7 +50,13 @@ pub enum InvalidFilter {
     },
 }
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+/// The answer that lets a system call through.
+const ALLOW: u32 = 0x7fff_0000;
+
+/// The answer that makes a system call fail with this error (`SECCOMP_RET_ERRNO`).
+const fn errno(number: u32) -> u32 {
+    0x0005_0000 | number
+}
 
 /// What a sandbox's filter depends on besides the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +77,11 @@ pub struct FilterPlan {
 /// # Errors
 /// [`InvalidFilter`] where the rules do not compile for this machine.
 pub fn ours(plan: &FilterPlan) -> Result<Vec<BpfProgram>, InvalidFilter> {
+    Ok(vec![sandbox(plan)?.compile()?])
+}
+
+/// What every process of a sandbox is held to.
+fn sandbox(plan: &FilterPlan) -> Result<Filter, InvalidFilter> {
     let mut groups: Vec<&Group> = table::ALWAYS.iter().collect();
     if plan.root_possible {
         groups.extend(table::WITH_ROOT);
@@ -82,39 +90,36 @@ pub fn ours(plan: &FilterPlan) -> Result<Vec<BpfProgram>, InvalidFilter> {
         groups.extend(table::SYSTEM_ONLY);
     }
     groups.retain(|group| group.relaxed_by.is_none_or(|word| !plan.relaxed.contains(&word)));
-    let mut refused = rules(&groups, Answer::NotPermitted)?;
-    if plan.root_possible {
-        keep_ids(&mut refused, plan.identities.as_deref())?;
-    }
-    let mut domains = Rules::new();
+    let mut filter = denying();
+    // NETLINK_ROUTE (0) is what getifaddrs(3) and Node need.
+    let other = vec![dword(0, Compare::Equal, 16)?, dword(2, Compare::NotEqual, 0)?];
+    add(&mut filter, "socket", &[other], errno(EPROTONOSUPPORT));
     let unlisted = table::SOCKET_DOMAINS
         .iter()
-        .map(|&domain| dword(0, SeccompCmpOp::Ne, domain))
+        .map(|&domain| dword(0, Compare::NotEqual, domain))
         .collect::<Result<_, _>>()?;
-    add(&mut domains, "socket", Some(unlisted))?;
-    let mut netlink = Rules::new();
-    // NETLINK_ROUTE (0) is what getifaddrs(3) and Node need.
-    let other = vec![dword(0, SeccompCmpOp::Eq, 16)?, dword(2, SeccompCmpOp::Ne, 0)?];
-    add(&mut netlink, "socket", Some(other))?;
+    add(&mut filter, "socket", &[unlisted], errno(EAFNOSUPPORT));
     // Raw sockets need a capability that no policy gives; the kind is the low byte.
-    let raw = vec![dword(0, SeccompCmpOp::Ne, 16)?, dword(1, SeccompCmpOp::MaskedEq(0xf), 3)?];
-    add(&mut refused, "socket", Some(raw))?;
-    Ok(vec![
-        compile(
-            rules(&groups, Answer::Unknown)?,
-            SeccompAction::Allow,
-            SeccompAction::Errno(ENOSYS),
-        )?,
-        compile(refused, SeccompAction::Allow, SeccompAction::Errno(EPERM))?,
-        compile(domains, SeccompAction::Allow, SeccompAction::Errno(EAFNOSUPPORT))?,
-        compile(netlink, SeccompAction::Allow, SeccompAction::Errno(EPROTONOSUPPORT))?,
-        x32_guard(),
-    ])
+    let raw = vec![dword(0, Compare::NotEqual, 16)?, dword(1, Compare::Masked(0xf), 3)?];
+    add(&mut filter, "socket", &[raw], errno(EPERM));
+    refuse(&mut filter, &groups, Answer::NotPermitted)?;
+    if plan.root_possible {
+        keep_ids(&mut filter, plan.identities.as_deref())?;
+    }
+    refuse(&mut filter, &groups, Answer::Unknown)?;
+    Ok(filter)
+}
+
+/// A filter that lets everything through that is not added to it.
+const fn denying() -> Filter {
+    // The x32 ABI has the architecture of x86_64 and numbers of its own from
+    // 0x40000000, which would pass every rule written by number.
+    Filter::new(ALLOW, 0x3fff_ffff, errno(ENOSYS))
 }
 
 /// Refuses ids that no process of the sandbox may take: all but the plan's
 /// where it names some, and in any case those of the proxies' workers.
-fn keep_ids(refused: &mut Rules, identities: Option<&[u32]>) -> Result<(), InvalidFilter> {
+fn keep_ids(filter: &mut Filter, identities: Option<&[u32]>) -> Result<(), InvalidFilter> {
     let unchanged = u64::from(u32::MAX);
     for (syscall, arguments) in table::SET_IDS {
         for argument in 0..arguments {
@@ -123,14 +128,14 @@ fn keep_ids(refused: &mut Rules, identities: Option<&[u32]>) -> Result<(), Inval
                     .iter()
                     .map(|id| u64::from(*id))
                     .chain([unchanged])
-                    .map(|id| dword(argument, SeccompCmpOp::Ne, id))
+                    .map(|id| dword(argument, Compare::NotEqual, id))
                     .collect::<Result<_, _>>()?,
                 None => vec![
-                    dword(argument, SeccompCmpOp::Ge, u64::from(WORKER_UID_BASE))?,
-                    dword(argument, SeccompCmpOp::Lt, u64::from(WORKER_UID_END))?,
+                    dword(argument, Compare::AtLeast, u64::from(WORKER_UID_BASE))?,
+                    dword(argument, Compare::Below, u64::from(WORKER_UID_END))?,
                 ],
             };
-            add(refused, syscall, Some(conditions))?;
+            add(filter, syscall, &[conditions], errno(EPERM));
         }
     }
     Ok(())
@@ -141,10 +146,10 @@ fn keep_ids(refused: &mut Rules, identities: Option<&[u32]>) -> Result<(), Inval
 /// # Errors
 /// [`InvalidFilter`] where the rules do not compile for this machine.
 pub fn worker() -> Result<Vec<BpfProgram>, InvalidFilter> {
-    let mut programs = ours(&FilterPlan::default())?;
-    let refused = rules(&table::WORKER.iter().collect::<Vec<_>>(), Answer::NotPermitted)?;
-    programs.push(compile(refused, SeccompAction::Allow, SeccompAction::Errno(EPERM))?);
-    Ok(programs)
+    let groups = table::WORKER.iter().collect::<Vec<_>>();
+    let mut own = denying();
+    refuse(&mut own, &groups, Answer::NotPermitted)?;
+    Ok(vec![sandbox(&FilterPlan::default())?.compile()?, own.compile()?])
 }
 
 /// The filter of the proxy's supervisor: sockets yes, programs no.
@@ -155,50 +160,43 @@ pub fn supervisor() -> Result<Vec<BpfProgram>, InvalidFilter> {
     // Without the rules on socket families: it asks sock_diag(7).
     let mut groups: Vec<&Group> = table::ALWAYS.iter().chain(table::SUPERVISOR).collect();
     groups.retain(|group| group.why != table::KERNEL_PROGRAMS);
-    Ok(vec![
-        compile(
-            rules(&groups, Answer::Unknown)?,
-            SeccompAction::Allow,
-            SeccompAction::Errno(ENOSYS),
-        )?,
-        compile(
-            rules(&groups, Answer::NotPermitted)?,
-            SeccompAction::Allow,
-            SeccompAction::Errno(EPERM),
-        )?,
-        x32_guard(),
-    ])
+    let mut filter = denying();
+    refuse(&mut filter, &groups, Answer::NotPermitted)?;
+    refuse(&mut filter, &groups, Answer::Unknown)?;
+    Ok(vec![filter.compile()?])
 }
 
-fn rules(groups: &[&Group], answer: Answer) -> Result<Rules, InvalidFilter> {
-    let mut rules = Rules::new();
+/// Adds the calls of the groups that have this answer.
+fn refuse(filter: &mut Filter, groups: &[&Group], answer: Answer) -> Result<(), InvalidFilter> {
+    let errno = errno(match answer {
+        Answer::NotPermitted => EPERM,
+        Answer::Unknown => ENOSYS,
+    });
     let calls = groups.iter().filter(|group| group.answer == answer).flat_map(|group| group.calls);
     for call in calls {
         if call.when.is_empty() {
-            add(&mut rules, call.name, None)?;
+            add(filter, call.name, &[Vec::new()], errno);
         }
         for argument in call.when {
-            for conditions in alternatives_of(*argument)? {
-                add(&mut rules, call.name, Some(conditions))?;
-            }
+            add(filter, call.name, &alternatives_of(*argument)?, errno);
         }
     }
-    Ok(rules)
+    Ok(())
 }
 
 /// The conjunctions of which one must hold for the argument to be a match.
-fn alternatives_of(argument: Argument) -> Result<Vec<Vec<SeccompCondition>>, InvalidFilter> {
+fn alternatives_of(argument: Argument) -> Result<Vec<Vec<Condition>>, InvalidFilter> {
     // O_CREAT; __O_TMPFILE.
     const MAKING: [u64; 2] = [0x40, 0x40_0000];
-    let bits = |index, bits| dword(index, SeccompCmpOp::MaskedEq(bits), bits);
+    let bits = |index, bits| dword(index, Compare::Masked(bits), bits);
     Ok(match argument {
-        Argument::Is(index, value) => vec![vec![dword(index, SeccompCmpOp::Eq, value)?]],
+        Argument::Is(index, value) => vec![vec![dword(index, Compare::Equal, value)?]],
         Argument::HasBits(index, wanted) => vec![vec![bits(index, wanted)?]],
         Argument::LacksBits(index, wanted) => {
-            vec![vec![dword(index, SeccompCmpOp::MaskedEq(wanted), 0)?]]
+            vec![vec![dword(index, Compare::Masked(wanted), 0)?]]
         }
         Argument::NoneOf(index, values) => {
-            let none = values.iter().map(|value| dword(index, SeccompCmpOp::Ne, *value));
+            let none = values.iter().map(|value| dword(index, Compare::NotEqual, *value));
             vec![none.collect::<Result<_, _>>()?]
         }
         Argument::Makes(flags, mode, wanted) => MAKING
@@ -208,73 +206,17 @@ fn alternatives_of(argument: Argument) -> Result<Vec<Vec<SeccompCondition>>, Inv
     })
 }
 
-fn dword(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, InvalidFilter> {
-    SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value).map_err(failed)
+fn dword(index: u8, compare: Compare, value: u64) -> Result<Condition, InvalidFilter> {
+    Condition::new(index, false, compare, value)
 }
 
-/// Adds one alternative for `syscall`; `None` is "whatever the arguments".
+/// Adds alternatives for `syscall`; an empty one is "whatever the arguments".
 /// Names this machine does not have are skipped.
-fn add(
-    rules: &mut Rules,
-    syscall: &str,
-    conditions: Option<Vec<SeccompCondition>>,
-) -> Result<bool, InvalidFilter> {
-    let Ok(number) = syscall.parse::<Sysno>() else { return Ok(false) };
-    let number = i64::from(number.id());
-    match conditions {
-        None => {
-            rules.insert(number, Vec::new());
-        }
-        Some(conditions) => {
-            let rule = SeccompRule::new(conditions).map_err(failed)?;
-            match rules.entry(number) {
-                std::collections::btree_map::Entry::Vacant(slot) => {
-                    slot.insert(vec![rule]);
-                }
-                // An empty list already means every call.
-                std::collections::btree_map::Entry::Occupied(mut slot)
-                    if !slot.get().is_empty() =>
-                {
-                    slot.get_mut().push(rule);
-                }
-                std::collections::btree_map::Entry::Occupied(_) => {}
-            }
-        }
+fn add(filter: &mut Filter, syscall: &str, alternatives: &[Vec<Condition>], answer: u32) {
+    let Ok(number) = syscall.parse::<Sysno>() else { return };
+    for conditions in alternatives {
+        filter.add(number.id().unsigned_abs(), conditions.clone(), answer);
     }
-    Ok(true)
-}
-
-fn compile(
-    rules: Rules,
-    otherwise: SeccompAction,
-    then: SeccompAction,
-) -> Result<BpfProgram, InvalidFilter> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)
-        .map_err(|_unknown| InvalidFilter::Arch { arch: std::env::consts::ARCH.to_owned() })?;
-    SeccompFilter::new(rules, otherwise, then, arch)
-        .and_then(TryInto::<BpfProgram>::try_into)
-        .map_err(failed)
-}
-
-fn failed(error: impl std::error::Error) -> InvalidFilter {
-    InvalidFilter::Compile { why: error.to_string() }
-}
-
-// linux/bpf_common.h, linux/seccomp.h.
-const LOAD_NUMBER: sock_filter = sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 };
-const RETURN_ALLOW: sock_filter = sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x7fff_0000 };
-const RETURN_ENOSYS: sock_filter =
-    sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x0005_0000 | ENOSYS };
-
-/// If the system call's number is above `k`, the next instruction; else skip it.
-const fn unless_above(k: u32) -> sock_filter {
-    sock_filter { code: 0x25, jt: 0, jf: 1, k }
-}
-
-/// The x32 ABI has the architecture of x86_64 and numbers of its own from
-/// 0x40000000, which would pass every rule written by number.
-fn x32_guard() -> BpfProgram {
-    vec![LOAD_NUMBER, unless_above(0x3fff_ffff), RETURN_ENOSYS, RETURN_ALLOW]
 }
 
 /// The engine's profile: programs in the order in which they are to be
@@ -285,45 +227,36 @@ fn x32_guard() -> BpfProgram {
 /// that do not compile.
 pub fn engine(profile: &LinuxSeccomp) -> Result<Vec<BpfProgram>, InvalidFilter> {
     let default = action(profile.default_action(), profile.default_errno_ret(), "the default")?;
-    let mut by_action: Vec<(SeccompAction, Rules)> = Vec::new();
-    // Everything that is not answered by the default passes the last program.
-    let mut passing = Rules::new();
-    let mut newest = 0;
+    let mut entries = Vec::new();
+    let mut newest = MINIMUM_KNOWN;
     for entry in profile.syscalls().iter().flatten() {
         let first = entry.names().first().map_or("", String::as_str);
         let answer = action(entry.action(), entry.errno_ret(), first)?;
-        for name in entry.names() {
-            if let Ok(number) = name.parse::<Sysno>() {
-                newest = newest.max(number.id().unsigned_abs());
-            }
-            if answer == default {
-                continue;
-            }
-            for conditions in alternatives(entry.args().as_deref().unwrap_or_default())? {
-                add(&mut passing, name, conditions.clone())?;
-                if answer != SeccompAction::Allow {
-                    let index = by_action.iter().position(|(known, _)| *known == answer);
-                    let index = index.unwrap_or_else(|| {
-                        by_action.push((answer.clone(), Rules::new()));
-                        by_action.len() - 1
-                    });
-                    if let Some((_, rules)) = by_action.get_mut(index) {
-                        add(rules, name, conditions)?;
-                    }
-                }
-            }
+        let known = entry.names().iter().filter_map(|name| name.parse::<Sysno>().ok());
+        newest = known.map(|number| number.id().unsigned_abs()).fold(newest, u32::max);
+        if answer != default {
+            entries.push((entry, answer));
         }
     }
-    let mut programs = Vec::new();
-    for (answer, rules) in by_action {
-        programs.push(compile(rules, SeccompAction::Allow, answer)?);
+    // As if every answer had a program of its own: the strictest decides, and
+    // of several errors the one that the profile names last.
+    entries.reverse();
+    entries.sort_by_key(|(_, answer)| strictness(*answer));
+    let (last, above) =
+        if default == ALLOW { (u32::MAX, default) } else { (newest, errno(ENOSYS)) };
+    let mut filter = Filter::new(default, last, above);
+    for (entry, answer) in entries {
+        let alternatives = alternatives(entry.args().as_deref().unwrap_or_default())?;
+        for name in entry.names() {
+            add(&mut filter, name, &alternatives, answer);
+        }
     }
-    if default != SeccompAction::Allow {
-        let mut program = vec![LOAD_NUMBER, unless_above(newest.max(MINIMUM_KNOWN)), RETURN_ENOSYS];
-        program.extend(compile(passing, default, SeccompAction::Allow)?);
-        programs.push(program);
-    }
-    Ok(programs)
+    if default == ALLOW && filter.is_empty() { Ok(Vec::new()) } else { Ok(vec![filter.compile()?]) }
+}
+
+/// The order in which the kernel prefers answers, the strictest first (seccomp(2)).
+const fn strictness(answer: u32) -> i32 {
+    (answer & 0xffff_0000).cast_signed()
 }
 
 /// A profile of a few calls must not turn everything else into `ENOSYS`.
@@ -333,8 +266,8 @@ fn action(
     action: LinuxSeccompAction,
     errno: Option<u32>,
     syscall: &str,
-) -> Result<SeccompAction, InvalidFilter> {
-    Ok(match action {
+) -> Result<u32, InvalidFilter> {
+    let action = match action {
         LinuxSeccompAction::ScmpActAllow => SeccompAction::Allow,
         LinuxSeccompAction::ScmpActErrno => SeccompAction::Errno(errno.unwrap_or(EPERM)),
         // Without a tracer the kernel answers ENOSYS (seccomp(2)).
@@ -351,16 +284,15 @@ fn action(
                 action: "SCMP_ACT_NOTIFY".to_owned(),
             });
         }
-    })
+    };
+    Ok(action.into())
 }
 
 /// The alternatives one profile entry stands for. As in libseccomp's users,
 /// conditions on one argument index twice mean "or", otherwise "and".
-fn alternatives(
-    args: &[LinuxSeccompArg],
-) -> Result<Vec<Option<Vec<SeccompCondition>>>, InvalidFilter> {
+fn alternatives(args: &[LinuxSeccompArg]) -> Result<Vec<Vec<Condition>>, InvalidFilter> {
     if args.is_empty() {
-        return Ok(vec![None]);
+        return Ok(vec![Vec::new()]);
     }
     let mut seen = Vec::new();
     let mut repeated = false;
@@ -370,32 +302,32 @@ fn alternatives(
         seen.push(arg.index());
         let index = u8::try_from(arg.index()).unwrap_or(u8::MAX);
         let (op, value) = match arg.op() {
-            LinuxSeccompOperator::ScmpCmpNe => (SeccompCmpOp::Ne, arg.value()),
-            LinuxSeccompOperator::ScmpCmpLt => (SeccompCmpOp::Lt, arg.value()),
-            LinuxSeccompOperator::ScmpCmpLe => (SeccompCmpOp::Le, arg.value()),
-            LinuxSeccompOperator::ScmpCmpEq => (SeccompCmpOp::Eq, arg.value()),
-            LinuxSeccompOperator::ScmpCmpGe => (SeccompCmpOp::Ge, arg.value()),
-            LinuxSeccompOperator::ScmpCmpGt => (SeccompCmpOp::Gt, arg.value()),
+            LinuxSeccompOperator::ScmpCmpNe => (Compare::NotEqual, arg.value()),
+            LinuxSeccompOperator::ScmpCmpLt => (Compare::Below, arg.value()),
+            LinuxSeccompOperator::ScmpCmpLe => (Compare::AtMost, arg.value()),
+            LinuxSeccompOperator::ScmpCmpEq => (Compare::Equal, arg.value()),
+            LinuxSeccompOperator::ScmpCmpGe => (Compare::AtLeast, arg.value()),
+            LinuxSeccompOperator::ScmpCmpGt => (Compare::Above, arg.value()),
             LinuxSeccompOperator::ScmpCmpMaskedEq => {
-                (SeccompCmpOp::MaskedEq(arg.value()), arg.value_two().unwrap_or_default())
+                (Compare::Masked(arg.value()), arg.value_two().unwrap_or_default())
             }
         };
-        conditions.push(
-            SeccompCondition::new(index, SeccompCmpArgLen::Qword, op, value).map_err(failed)?,
-        );
+        conditions.push(Condition::new(index, true, op, value)?);
     }
     if repeated {
-        return Ok(conditions.into_iter().map(|condition| Some(vec![condition])).collect());
+        return Ok(conditions.into_iter().map(|condition| vec![condition]).collect());
     }
-    Ok(vec![Some(conditions)])
+    Ok(vec![conditions])
 }
 
 #[cfg(test)]
 mod tests {
+    use seccompiler::sock_filter;
+
     use super::*;
 
     /// Runs a program over one system call, as the kernel would.
-    fn run(program: &[sock_filter], number: u32, args: [u64; 6]) -> u32 {
+    pub(super) fn run(program: &[sock_filter], number: u32, args: [u64; 6]) -> u32 {
         let arch: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
         let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&number.to_le_bytes());
