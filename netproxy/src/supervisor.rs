@@ -56,20 +56,21 @@ pub(crate) fn run() -> Result<()> {
     let connects = Connects::load(Path::new(RUN));
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("no control socket")?;
     let first = UnixStream::from(stdin);
-    let config = read_configuration(&first)?;
+    let mut config = read_configuration(&first)?;
     let engine = prepare_engine(&config)?;
-    let mut audit = AuditFile::open(Path::new(&config.audit_file), &config.sandbox)?;
+    let named = named(engine.as_ref(), &config);
     let mut control = Control::new(first);
-    let netns =
+    let (netns, place) =
         control.receive_namespace().context("the runtime did not hand over the namespace")?;
+    config.place = place;
+    let mut audit = AuditFile::open(Path::new(&config.audit_file), &config.sandbox)?;
     let handles =
         Handles::bind(&netns).inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     drop(netns);
-    let socket = Path::new(&config.directory).join("supervisor.sock");
+    let socket = Path::new(&config.place.directory).join("supervisor.sock");
     let listener = UnixListener::bind(&socket)
         .with_context(|| format!("cannot listen at {}", socket.display()))
         .inspect_err(|error| control.refuse(&format!("{error:#}")))?;
-    let named = named(engine.as_ref(), &config);
     let identifier = Identifier::new(watched(engine.as_ref(), &named))
         .inspect_err(|error| control.refuse(&format!("{error:#}")))?;
     confine::supervisor().inspect_err(|error| control.refuse(&format!("{error:#}")))?;
@@ -81,7 +82,7 @@ pub(crate) fn run() -> Result<()> {
     let result = supervisor.serve(&mut control, &mut audit, connects);
     supervisor.end_worker();
     // What `delete` cleans up after a supervisor that was killed.
-    let _removed = std::fs::remove_dir_all(&supervisor.config.directory);
+    let _removed = std::fs::remove_dir_all(&supervisor.config.place.directory);
     result
 }
 
@@ -321,15 +322,10 @@ impl Supervisor {
     /// Takes over what the engine has written about names since; a worker that
     /// knows otherwise is replaced. No user code runs yet.
     fn rename(&mut self, names: Names) -> Result<()> {
-        let config = &mut self.config;
-        if config.hosts == names.hosts
-            && config.resolvers == names.resolvers
-            && config.search == names.search
-        {
+        if self.config.place.names == names {
             return Ok(());
         }
-        (config.hosts, config.resolvers, config.search) =
-            (names.hosts, names.resolvers, names.search);
+        self.config.place.names = names;
         self.end_worker();
         self.start_worker()
     }

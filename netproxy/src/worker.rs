@@ -164,7 +164,7 @@ async fn serve(
 ) -> Result<()> {
     let link = Link::new(link)?;
     let table = handles.table.try_clone().context("cannot share the table of names")?;
-    let names = Names::load(table, handles.has_v6(), &config.search);
+    let names = Names::load(table, handles.has_v6(), &config.place.names.search);
     let bounds = engine.map(|engine| engine.policy().options.connections);
     let context = Rc::new(Context {
         engine,
@@ -173,7 +173,7 @@ async fn serve(
         link: Rc::clone(&link),
         recorder: Recorder::new(audit)?,
         sandbox: config.sandbox.clone(),
-        hosts: config.hosts.clone(),
+        hosts: config.place.names.hosts.clone(),
         slots: Semaphore::new(bounds.map_or(MAX_CONNECTIONS, |bounds| {
             usize::try_from(bounds.total).map_or(MAX_CONNECTIONS, |n| n.min(MAX_CONNECTIONS))
         })),

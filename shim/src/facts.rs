@@ -46,8 +46,9 @@ const SENSITIVE: [&str; 20] = [
 pub(crate) fn gather(spec: &Spec, policy: &Policy, image: &Image, id: &str) -> HostFacts {
     let ids = Ids::of(spec);
     let locks = policy.options.tool_files == ToolFiles::ReadOnly;
+    let ways = ways_out();
     let mounts: Vec<MountFact> =
-        spec.mounts().iter().flatten().map(|own| mount(own, &ids, locks)).collect();
+        spec.mounts().iter().flatten().map(|own| mount(own, &ids, locks, &ways)).collect();
     HostFacts {
         shields: workspace::shields(spec, policy, image, &mounts),
         image: origin::digests(spec, &policy.options, id),
@@ -91,7 +92,7 @@ pub(crate) fn pids_controller() -> bool {
         .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "pids"))
 }
 
-fn mount(mount: &Mount, ids: &Ids, locks: bool) -> MountFact {
+fn mount(mount: &Mount, ids: &Ids, locks: bool, ways: &[WayOut]) -> MountFact {
     let options = mount.options().as_deref().unwrap_or_default();
     let bind = mount.typ().as_deref() == Some("bind")
         || options.iter().any(|option| option == "bind" || option == "rbind");
@@ -106,7 +107,7 @@ fn mount(mount: &Mount, ids: &Ids, locks: bool) -> MountFact {
         directory: metadata.is_dir(),
         socket: metadata.file_type().is_socket(),
         exposes: {
-            let mut exposes = exposed_by(&real, (metadata.dev(), metadata.ino()));
+            let mut exposes = exposed_by(&real, (metadata.dev(), metadata.ino()), ways);
             if exposes.is_empty() && metadata.is_dir() {
                 exposes = listeners_below(&real);
             }
@@ -140,21 +141,35 @@ fn listeners_below(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// By path, and by what the path leads to: a volume may be a bind of `/`.
-fn exposed_by(source: &Path, identity: (u64, u64)) -> Vec<String> {
-    let is_source = |path: &Path| {
-        fs::metadata(path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == identity)
+/// One of [`SENSITIVE`], as the host has it.
+struct WayOut {
+    path: &'static str,
+    exists: bool,
+    /// Device and inode of it and of every directory above it.
+    leads_through: Vec<(u64, u64)>,
+}
+
+fn ways_out() -> Vec<WayOut> {
+    let identity =
+        |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let way = |path: &'static str| {
+        let exists = Path::new(path).symlink_metadata().is_ok();
+        let above = Path::new(path).ancestors().filter(|_| exists);
+        WayOut { path, exists, leads_through: above.filter_map(identity).collect() }
     };
-    SENSITIVE
-        .iter()
-        .filter(|path| {
-            let path = Path::new(path);
-            (path.starts_with(source) && path.symlink_metadata().is_ok())
-                || source.starts_with(path)
-                || (path.symlink_metadata().is_ok() && path.ancestors().any(is_source))
+    SENSITIVE.into_iter().map(way).collect()
+}
+
+/// By path, and by what the path leads to: a volume may be a bind of `/`.
+fn exposed_by(source: &Path, identity: (u64, u64), ways: &[WayOut]) -> Vec<String> {
+    ways.iter()
+        .filter(|way| {
+            (way.exists && Path::new(way.path).starts_with(source))
+                || source.starts_with(way.path)
+                || way.leads_through.contains(&identity)
         })
         .take(4)
-        .map(ToString::to_string)
+        .map(|way| way.path.to_owned())
         .collect()
 }
 
@@ -325,8 +340,13 @@ mod tests {
 
     #[test]
     fn a_parent_of_a_control_path_exposes_it() {
-        assert_eq!(exposed_by(Path::new("/proc/1"), (0, 0)), ["/proc"]);
-        assert!(exposed_by(Path::new("/"), (0, 0)).contains(&"/proc".to_owned()));
-        assert!(exposed_by(Path::new("/home"), (0, 0)).is_empty());
+        let ways = ways_out();
+        assert_eq!(exposed_by(Path::new("/proc/1"), (0, 0), &ways), ["/proc"]);
+        assert!(exposed_by(Path::new("/"), (0, 0), &ways).contains(&"/proc".to_owned()));
+        assert!(exposed_by(Path::new("/home"), (0, 0), &ways).is_empty());
+        // By another name for the same directory.
+        let root = fs::metadata("/").unwrap();
+        let found = exposed_by(Path::new("/mnt"), (root.dev(), root.ino()), &ways);
+        assert!(found.contains(&"/proc".to_owned()), "{found:?}");
     }
 }

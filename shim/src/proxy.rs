@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nemoclaw_spec::control::{
-    Member, Names, Reply, Request, SandboxConfig, VERSION, WORKER_UID_BASE,
+    Member, Names, Place, Reply, Request, SandboxConfig, VERSION, WORKER_UID_BASE,
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -87,36 +87,41 @@ impl Starting {
         Ok(Self { child: Some(child), socket: own })
     }
 
-    /// Hands the proxy its configuration and the locked namespace, does `meanwhile`
-    /// what the container needs before it can start, and waits until the proxy serves.
+    /// Hands the proxy its configuration, which it prepares for while the container
+    /// is made.
+    pub(crate) fn configure(&self, config: &SandboxConfig) -> Result<()> {
+        let mut line = serde_json::to_vec(config)?;
+        line.push(b'\n');
+        (&self.socket).write_all(&line).context("cannot send the proxy its configuration")
+    }
+
+    /// Hands the proxy the locked namespace, does `meanwhile` what the container needs
+    /// before it can start, and waits until the proxy serves.
     pub(crate) fn serve(
         mut self,
-        config: &SandboxConfig,
+        place: Place,
         netns: &File,
         meanwhile: impl FnOnce() -> Result<Member>,
     ) -> Result<()> {
-        let name = Path::new(&config.directory)
+        let name = Path::new(&place.directory)
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
         if let Some(child) = &self.child {
             confine(&name, child.id());
         }
-        self.converse(config, netns, meanwhile)?;
+        self.converse(place, netns, meanwhile)?;
         self.child = None;
         Ok(())
     }
 
     fn converse(
         &self,
-        config: &SandboxConfig,
+        place: Place,
         netns: &File,
         meanwhile: impl FnOnce() -> Result<Member>,
     ) -> Result<()> {
-        let mut line = serde_json::to_vec(config)?;
-        line.push(b'\n');
-        (&self.socket).write_all(&line).context("cannot send the proxy its configuration")?;
-        send(&self.socket, &Request::Enter, &[netns.as_fd()])?;
+        send(&self.socket, &Request::Enter(place), &[netns.as_fd()])?;
         let member = meanwhile()?;
         answer(&self.socket)?;
         steps::reached("create:proxy-entered");
@@ -300,11 +305,8 @@ pub(crate) fn configuration(
     id: &str,
     selected: &Selected,
     aliases: std::collections::HashMap<String, String>,
-    netns_inode: u64,
     observe: bool,
 ) -> SandboxConfig {
-    let index =
-        u32::try_from(netns_inode.saturating_sub(FIRST_INODE) & 0x0fff_ffff).unwrap_or_default();
     SandboxConfig {
         version: VERSION,
         sandbox: id.to_owned(),
@@ -312,12 +314,19 @@ pub(crate) fn configuration(
         policy_files: selected.files.clone(),
         policy_name: selected.name.clone(),
         aliases,
-        hosts: Vec::new(),
-        resolvers: Vec::new(),
-        search: Vec::new(),
-        directory: directory(netns_inode).display().to_string(),
         audit_file: format!("/var/log/nemoclaw/{id}.jsonl"),
-        worker_id: WORKER_UID_BASE + index,
         observe,
+        place: Place::default(),
+    }
+}
+
+/// Where a sandbox is that owns this network namespace.
+pub(crate) fn place(netns_inode: u64, names: Names) -> Place {
+    let index =
+        u32::try_from(netns_inode.saturating_sub(FIRST_INODE) & 0x0fff_ffff).unwrap_or_default();
+    Place {
+        directory: directory(netns_inode).display().to_string(),
+        worker_id: WORKER_UID_BASE + index,
+        names,
     }
 }

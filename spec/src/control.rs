@@ -40,7 +40,7 @@ pub const POOL_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(11, 22, 0, 0), 16);
 pub const POOL_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd6e, 0x656d, 0x6f00, 0, 0, 0, 0, 0), 48);
 
 /// What the runtime tells a new supervisor on its standard input, one JSON
-/// line, followed by the namespace over the control socket.
+/// line, while the container is made; a [`Place`] follows with the namespace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SandboxConfig {
     /// [`VERSION`].
@@ -56,20 +56,24 @@ pub struct SandboxConfig {
     pub policy_name: String,
     /// Paths of policy that are symbolic links in the image, and their targets.
     pub aliases: HashMap<String, String>,
-    /// Names the engine's hosts file gives to addresses.
-    pub hosts: Vec<(IpAddr, Vec<String>)>,
-    /// Resolvers for upstream names, `address:port`.
-    pub resolvers: Vec<SocketAddr>,
-    /// Search domains of the engine's resolver file.
-    pub search: Vec<String>,
-    /// Directory of this sandbox below `/run/nemoclaw/sandboxes`.
-    pub directory: String,
     /// The audit file.
     pub audit_file: String,
-    /// uid and gid of the worker.
-    pub worker_id: u32,
     /// True for `--policy observe`: record only, allow all but metadata.
     pub observe: bool,
+    /// Where it is, once that is known.
+    #[serde(skip)]
+    pub place: Place,
+}
+
+/// What is known of a sandbox when its network namespace exists.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Place {
+    /// Directory of this sandbox below `/run/nemoclaw/sandboxes`.
+    pub directory: String,
+    /// uid and gid of the worker.
+    pub worker_id: u32,
+    /// Names as the engine has them by now.
+    pub names: Names,
 }
 
 /// A container that lives in the sandbox.
@@ -106,13 +110,13 @@ pub struct FileId {
 }
 
 /// What the engine wrote about names, before user code runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
-    /// As [`SandboxConfig::hosts`].
+    /// Names the engine's hosts file gives to addresses.
     pub hosts: Vec<(IpAddr, Vec<String>)>,
-    /// As [`SandboxConfig::resolvers`].
+    /// Resolvers for upstream names, `address:port`.
     pub resolvers: Vec<SocketAddr>,
-    /// As [`SandboxConfig::search`].
+    /// Search domains of the engine's resolver file.
     pub search: Vec<String>,
 }
 
@@ -121,7 +125,7 @@ pub struct Names {
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Take the sandbox's network namespace: its descriptor comes along.
-    Enter,
+    Enter(Place),
     /// A container has joined; its init's pidfd comes along.
     Join(Member),
     /// A container is gone.

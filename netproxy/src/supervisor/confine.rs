@@ -60,7 +60,8 @@ pub(super) fn worker(
     let parent = rustix::process::getppid();
     nix::unistd::setgroups(&[]).context("cannot clear groups")?;
     drop_bounding(&CapsHashSet::new())?;
-    let (uid, gid) = (Uid::from_raw(config.worker_id), Gid::from_raw(config.worker_id));
+    let id = config.place.worker_id;
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
     nix::unistd::setresgid(gid, gid, gid).context("cannot set the worker's group")?;
     nix::unistd::setresuid(uid, uid, uid).context("cannot set the worker's user")?;
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::connects::{Connects, Group};
 use anyhow::{Context as _, Result, anyhow, bail};
-use nemoclaw_spec::control::{Counts, Member, Names, Reply, Request};
+use nemoclaw_spec::control::{Counts, Member, Names, Place, Reply, Request};
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -166,11 +166,11 @@ impl Control {
         Self { first: Some(first), listener: None, connections: Vec::new() }
     }
 
-    /// Waits for the namespace.
-    pub(super) fn receive_namespace(&mut self) -> Result<File> {
+    /// Waits for the namespace and for what is known with it.
+    pub(super) fn receive_namespace(&mut self) -> Result<(File, Place)> {
         let first = self.first.as_ref().context("there is no control connection")?;
         match receive(first)? {
-            Some((Request::Enter, Some(namespace))) => Ok(File::from(namespace)),
+            Some((Request::Enter(place), Some(namespace))) => Ok((File::from(namespace), place)),
             _ => bail!("the runtime asked for something else first"),
         }
     }
@@ -262,7 +262,9 @@ fn handle_one(connection: &UnixStream, members: &mut Members, told: &Told<'_>) -
             unnoted: members.unnoted.clone(),
             ..Reply::done()
         },
-        Ok(Some((Request::Enter, _))) => Reply::failed("this sandbox has its namespace".to_owned()),
+        Ok(Some((Request::Enter(_), _))) => {
+            Reply::failed("this sandbox has its namespace".to_owned())
+        }
         Ok(Some((Request::Join(_), None))) => Reply::failed("no pidfd came along".to_owned()),
         Ok(None) | Err(_) => return false,
     };

@@ -45,7 +45,7 @@ impl Upstream {
         config: &SandboxConfig,
     ) -> io::Result<OwnedFd> {
         let address = plain(address);
-        let resolver = config.resolvers.contains(&address);
+        let resolver = config.place.names.resolvers.contains(&address);
         if !resolver && (!reachable(address.ip()) || self.is_own(address.ip())) {
             return Err(io::Error::from_raw_os_error(nix::libc::EACCES));
         }
@@ -78,7 +78,7 @@ impl Upstream {
 /// A UDP socket to one of the sandbox's resolvers.
 pub(super) fn udp(address: SocketAddr, config: &SandboxConfig) -> io::Result<OwnedFd> {
     let address = plain(address);
-    if !config.resolvers.contains(&address) {
+    if !config.place.names.resolvers.contains(&address) {
         return Err(io::Error::from_raw_os_error(nix::libc::EACCES));
     }
     open(address, SocketType::DGRAM)

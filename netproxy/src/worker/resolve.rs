@@ -39,7 +39,8 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn new(link: Rc<Link>, config: &SandboxConfig) -> Self {
-        let (servers, hosts) = (config.resolvers.clone(), config.hosts.clone());
+        let names = &config.place.names;
+        let (servers, hosts) = (names.resolvers.clone(), names.hosts.clone());
         Self { link, servers, hosts, kept: RefCell::default() }
     }
 

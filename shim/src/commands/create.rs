@@ -123,6 +123,9 @@ impl Sandbox<'_> {
     /// Path (a) of the product, from plan to a container that waits for start.
     fn create(&self, invocation: &Invocation, starting: Option<Starting>) -> Result<i32> {
         let id = &self.entry.id;
+        if let Some(starting) = &starting {
+            starting.configure(&self.configuration())?;
+        }
         let filters = Filters::compile(&self.plan).context("seccomp")?;
         steps::reached("create:filters");
         for directory in &self.plan.make_directories {
@@ -361,17 +364,22 @@ impl Sandbox<'_> {
             }
         };
         // SECURITY: before the proxy listens there: neighbours must not reach it.
-        net::lock(&netns, &kind)?;
+        let (locked, checked) = std::thread::scope(|scope| {
+            let locking = scope.spawn(|| net::lock(&netns, &kind));
+            let checked = check.run();
+            let ended = |_panic| bail!("the thread that locks the namespace ended early");
+            (locking.join().unwrap_or_else(ended), checked)
+        });
+        locked.and(checked)?;
         steps::reached("create:locked");
         proxy::make_directory(directory)?;
         steps::reached("create:sandbox-directory");
         let meanwhile = || {
             store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
-            check.run()?;
             self.member(pid, self.selected.policy.programs())
         };
         starting
-            .serve(&self.configuration(inode, observe), &netns, meanwhile)
+            .serve(proxy::place(inode, names(&self.spec)), &netns, meanwhile)
             .context("cannot start the sandbox's proxy")
     }
 
@@ -398,13 +406,9 @@ impl Sandbox<'_> {
         Ok(Member { id: self.entry.id.clone(), pid, programs: found })
     }
 
-    fn configuration(&self, inode: u64, observe: bool) -> SandboxConfig {
+    fn configuration(&self) -> SandboxConfig {
         let aliases = aliases(&self.selected.policy, &self.image);
-        let mut config =
-            proxy::configuration(&self.entry.id, &self.selected, aliases, inode, observe);
-        config.hosts = facts::hosts(&self.spec);
-        (config.resolvers, config.search) = facts::resolvers(&self.spec);
-        config
+        proxy::configuration(&self.entry.id, &self.selected, aliases, !self.plan.confined)
     }
 
     /// Removes everything that was made; the first error is the one told.
@@ -413,6 +417,12 @@ impl Sandbox<'_> {
             self.report.note(&format!("cleaning up after the failure: {error:#}"));
         }
     }
+}
+
+/// What the engine's files say of names by now.
+fn names(spec: &Spec) -> Names {
+    let (resolvers, search) = facts::resolvers(spec);
+    Names { hosts: facts::hosts(spec), resolvers, search }
 }
 
 /// Path of a network namespace that the engine wants joined.
@@ -518,9 +528,7 @@ pub(super) fn start(root: &Path, id: &str) -> Result<()> {
     if let Some(sandbox) = record.sandbox.filter(|_| record.first) {
         // podman writes these files between create and start.
         let spec = bundle::read(&entry.directory.join("bundle"))?;
-        let (resolvers, search) = facts::resolvers(&spec);
-        let names = Names { hosts: facts::hosts(&spec), resolvers, search };
-        proxy::rename(&sandbox, names).context("cannot reach the sandbox's proxy")?;
+        proxy::rename(&sandbox, names(&spec)).context("cannot reach the sandbox's proxy")?;
     }
     container.start().context("cannot start the container")
 }
