@@ -1,11 +1,11 @@
 //! Files as a container's processes will see them, before it exists: in the
 //! image, or in what the spec mounts over it.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use nemoclaw_spec::hex;
 use nemoclaw_spec::plan::{ContentView, HostFacts, MISSING};
 use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -113,10 +113,7 @@ impl ContentView for Contents<'_> {
         if read > MAX_DIGESTED {
             return Err("is larger than 1 GiB".to_owned());
         }
-        Ok(digest.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
-            let _infallible = write!(text, "{byte:02x}");
-            text
-        }))
+        Ok(hex::lower(&digest.finalize()))
     }
 }
 

@@ -21,6 +21,7 @@ pub mod control;
 pub mod decide;
 pub mod devices;
 pub mod glob;
+pub mod hex;
 pub mod http;
 pub mod name;
 pub mod plan;

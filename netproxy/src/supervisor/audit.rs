@@ -6,7 +6,6 @@
 //! a line that was changed, removed or put in between shows (`nemoclaw logs
 //! --check`). A line that a crash cut short is ended, and said to be so.
 
-use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::SocketAddr;
@@ -18,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use nemoclaw_spec::audit::MAX_RECORD_BYTES;
 use nemoclaw_spec::control::Counts;
+use nemoclaw_spec::hex;
 use nix::sys::socket::{MsgFlags, recv};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -62,14 +62,7 @@ pub(super) struct AuditFile {
 
 /// SHA-256 in lower-case hexadecimal.
 fn digest(line: &[u8]) -> String {
-    hexadecimal(&Sha256::digest(line))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
+    hex::lower(&Sha256::digest(line))
 }
 
 /// SHA-256 of what is read, in lower-case hexadecimal.
@@ -78,7 +71,7 @@ pub(super) fn digest_of(source: &mut impl std::io::Read) -> std::io::Result<Stri
     let mut bytes = vec![0; 128 * 1024];
     loop {
         match source.read(&mut bytes)? {
-            0 => return Ok(hexadecimal(&hash.finalize())),
+            0 => return Ok(hex::lower(&hash.finalize())),
             length => hash.update(bytes.get(..length).unwrap_or_default()),
         }
     }

@@ -1,7 +1,6 @@
 //! The `logs` verb: audit records and findings, printed, followed and checked.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use nemoclaw_spec::hex;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -219,10 +219,7 @@ impl Chain {
 
 /// SHA-256 in lower-case hexadecimal.
 fn digest(line: &[u8]) -> String {
-    Sha256::digest(line).iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
+    hex::lower(&Sha256::digest(line))
 }
 
 /// When a record was written, in milliseconds since 1970.

@@ -1,10 +1,10 @@
 //! What a workspace's tool files are at a moment, and what became of them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write as _;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 
+use nemoclaw_spec::hex;
 use nemoclaw_spec::plan::{TOOL_FILES, WATCHED_BESIDES};
 use rustix::fs::{FileType, Stat};
 use sha2::{Digest as _, Sha256};
@@ -157,12 +157,7 @@ impl Seen {
         let whole = file
             .and_then(|file| file.take(MAX_DIGESTED + 1).read_to_end(&mut bytes).ok())
             .is_some_and(|length| u64::try_from(length).is_ok_and(|length| length <= MAX_DIGESTED));
-        let digest = whole.then(|| {
-            Sha256::digest(&bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
-                let _infallible = write!(text, "{byte:02x}");
-                text
-            })
-        });
+        let digest = whole.then(|| hex::lower(&Sha256::digest(&bytes)));
         let text = (whole && bytes.len() <= MAX_TEXT)
             .then(|| String::from_utf8_lossy(&bytes).into_owned());
         Self { state, digest, text }
