@@ -3,8 +3,9 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use nemoclaw_tests::docker::{Container, docker};
+use nemoclaw_tests::docker::{Container, docker, run};
 use nemoclaw_tests::{Outcome, contains, equal, eventually, full, sh};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::{IMAGE, proxies};
 
@@ -14,6 +15,9 @@ pub(super) const TRIALS: [crate::Named; 4] = [
     ("servers_that_break_off_dawdle_or_stay_silent_hold_nobody_up", servers),
     ("many_sandboxes_run_side_by_side", side_by_side),
 ];
+
+/// Sets the host's clock, so that it is not for every run.
+pub(super) const WITH_THE_CLOCK: [crate::Named; 1] = [("the_host_s_clock_may_jump", clock_jumps)];
 
 /// Connects without a pause by the address that the name got at the beginning, and
 /// tells how many connections worked and the longest time without one.
@@ -180,4 +184,80 @@ fn side_by_side() -> Outcome {
     eventually(Duration::from_secs(10), "nothing is left", || {
         pids.iter().all(|pid| !sh(&format!("kill -0 {pid}")).err.is_empty())
     })
+}
+
+/// The host's clock jumps a day back, then two on. What is measured in time goes on,
+/// and no program gets to be older than the container.
+fn clock_jumps() -> Outcome {
+    let place = tempfile::tempdir()?;
+    let mount = format!("{}:/project", place.path().display());
+    let owner = ["sh", "-c", "cp /usr/bin/curl /project/before && chown -R 10001 /project"];
+    run("runc", &["-v", &mount], IMAGE, &owner).ok()?;
+    std::thread::sleep(Duration::from_millis(50));
+    let container = Container::start("nemoclaw-trust", IMAGE, &["-v", &mount])?;
+    let other = Container::start(crate::RUNTIME, IMAGE, &[])?;
+    let fetch =
+        |program: &str| container.sh(&format!("/project/{program} -s -m 5 http://plain.test/")).out;
+    let check = |when: &str| {
+        contains(when, &other.sh("curl -s -m 5 http://allowed.test/").out, "hello")?;
+        let refused = other.sh("curl -s -m 5 http://denied.test/").out;
+        contains(when, &refused, "no_endpoint")
+    };
+    contains("before", &fetch("before"), "hello")?;
+    let tunnel = format!("python3 -c \"{TUNNEL}\" >/tmp/told 2>&1");
+    docker(&["exec", "-d", &other.name, "sh", "-c", &tunnel]).ok()?;
+    eventually(Duration::from_secs(5), "a tunnel", || other.sh("ls /tmp/begun").code == 0)?;
+    let clock = Clock::new();
+    for (when, seconds) in [("a day back", -86_400), ("a day ahead", 86_400)] {
+        clock.set(seconds)?;
+        container.sh("cp /usr/bin/curl /project/later").ok()?;
+        contains(when, &fetch("later"), "binary_changed")?;
+        check(when)?;
+    }
+    drop(clock);
+    check("set right")?;
+    contains("still too late", &fetch("later"), "binary_changed")?;
+    other.sh("touch /tmp/stop").ok()?;
+    eventually(Duration::from_secs(5), "the tunnel's end", || {
+        other.sh("cat /tmp/told").out.contains("whole")
+    })?;
+    for id in [&container.id, &other.id] {
+        crate::nemoclaw(&["logs", "--check", "--sandbox", id]).ok()?;
+    }
+    Ok(())
+}
+
+/// Holds a connection while others come and go.
+const TUNNEL: &str = "
+import os, socket, time
+s = socket.create_connection((socket.gethostbyname('allowed.test'), 7), 5)
+s.sendall(b'one '); open('/tmp/begun', 'w').close()
+while not os.path.exists('/tmp/stop'): time.sleep(0.05)
+s.sendall(b'two'); s.shutdown(socket.SHUT_WR); s.settimeout(5)
+got = b''
+while part := s.recv(99): got += part
+print('whole' if got == b'one two' else got, flush=True)
+";
+
+/// The host's clock, set right again at the end by one that never jumps.
+struct Clock(Timespec, Timespec);
+
+impl Clock {
+    fn new() -> Self {
+        Self(clock_gettime(ClockId::Realtime), clock_gettime(ClockId::Boottime))
+    }
+
+    /// Sets it to the right time and so many seconds.
+    fn set(&self, seconds: i64) -> Outcome {
+        let Self(real, boot) = self;
+        let now = *real + (clock_gettime(ClockId::Boottime) - *boot);
+        let shifted = Timespec { tv_sec: now.tv_sec + seconds, ..now };
+        Ok(rustix::time::clock_settime(ClockId::Realtime, shifted)?)
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        let _right = self.set(0);
+    }
 }

@@ -58,6 +58,9 @@ fn main() -> ExitCode {
     ];
     trials.extend(connections::TRIALS);
     trials.extend(faults::TRIALS);
+    if full() {
+        trials.extend(faults::WITH_THE_CLOCK);
+    }
     trials.extend(identity::TRIALS);
     trials.extend(names::TRIALS);
     trials.extend(redteam::TRIALS);
