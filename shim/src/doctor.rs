@@ -118,7 +118,9 @@ fn namespace_lock() -> Finding {
                 nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
                     .context("no network namespace can be made")?;
                 let netns = File::open("/proc/thread-self/ns/net")?;
-                net::lock(&netns, &net::Kind::Locked { engine_resolver: false, ingress: None })
+                let settings = net::all_settings();
+                let kind = net::Kind::Locked { engine_resolver: false, ingress: None, settings };
+                net::lock(&netns, &kind)
             })
             .join()
             .unwrap_or_else(|_panic| Err(anyhow!("the trial ended early")))

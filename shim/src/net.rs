@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context as _, Result, anyhow};
 pub(crate) use nftables::Kind;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Locks a network namespace: routes for the virtual pools, capture of all TCP
@@ -24,21 +25,10 @@ pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<()> {
             .spawn(|| {
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
                     .context("cannot enter the container's network namespace")?;
-                if matches!(kind, Kind::Locked { .. }) {
-                    // A mapped root binds port 80 as root would. The file is
-                    // that of the namespace this thread is in.
-                    std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
-                        .context("cannot open the low ports of the container's network namespace")?;
-                    // A socket of the sandbox must not inherit the proxy's mark
-                    // from a packet it receives (ip-sysctl).
-                    for name in ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"] {
-                        let path = format!("/proc/sys/net/{name}");
-                        match std::fs::write(&path, "0") {
-                            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                                return Err(error).context(format!("cannot write {path}"));
-                            }
-                            _ => {}
-                        }
+                if let Kind::Locked { settings, .. } = kind {
+                    // The files are those of the namespace this thread is in.
+                    for name in settings {
+                        set_to_zero(name)?;
                     }
                 }
                 route::install().context("cannot set up routes in the container's network namespace")?;
@@ -48,6 +38,43 @@ pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<()> {
             .join()
             .unwrap_or_else(|_panic| Err(anyhow!("the thread that locks the namespace ended early")))
     })
+}
+
+/// Opened to everybody: a mapped root binds port 80 as root would.
+const LOW_PORTS: &str = "ipv4/ip_unprivileged_port_start";
+/// A socket of the sandbox must not inherit the proxy's mark from a packet it receives
+/// (ip-sysctl).
+const MARKS: [&str; 3] = ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"];
+
+/// The settings that have to be written in a container's network namespace: not the
+/// low ports where the engine has them opened, nor in a namespace that is made for the
+/// container what is zero in a new one. The plan refuses other sysctls.
+pub(crate) fn settings(spec: &Spec) -> Vec<&'static str> {
+    let linux = spec.linux().as_ref();
+    let made = linux
+        .iter()
+        .flat_map(|linux| linux.namespaces().iter().flatten())
+        .any(|space| space.typ() == LinuxNamespaceType::Network && space.path().is_none());
+    let opened = linux
+        .and_then(|linux| linux.sysctl().as_ref()?.get("net.ipv4.ip_unprivileged_port_start"))
+        .is_some_and(|value| value.trim() == "0");
+    let low_ports = (!(made && opened)).then_some(LOW_PORTS);
+    low_ports.into_iter().chain(MARKS.into_iter().filter(|_| !made)).collect()
+}
+
+/// All settings, for a namespace of which nothing is known.
+pub(crate) fn all_settings() -> Vec<&'static str> {
+    [LOW_PORTS].into_iter().chain(MARKS).collect()
+}
+
+fn set_to_zero(name: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/{name}");
+    match std::fs::write(&path, "0") {
+        // Kernels without IPv6 have no such file.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && name != LOW_PORTS => Ok(()),
+        other => other
+            .with_context(|| format!("cannot write {path} in the container's network namespace")),
+    }
 }
 
 /// What our rules in a network namespace look like to the kernel.
@@ -65,4 +92,29 @@ pub(crate) fn fingerprint(netns: &File) -> Result<Vec<u8>> {
             .join()
             .unwrap_or_else(|_panic| Err(anyhow!("the thread that reads the rules ended early")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_new_namespace_is_taken_as_the_kernel_makes_it() {
+        let needed = |space: &str, sysctl: &str| {
+            let text = format!(
+                r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{space}],"sysctl":{sysctl}}}}}"#
+            );
+            settings(&serde_json::from_str(&text).unwrap())
+        };
+        let (new, old) = (r#"{"type":"network"}"#, r#"{"type":"network","path":"/run/n"}"#);
+        let opened = r#"{"net.ipv4.ip_unprivileged_port_start":"0"}"#;
+        let closed = r#"{"net.ipv4.ip_unprivileged_port_start":"1024"}"#;
+        assert_eq!(needed(new, opened), Vec::<&str>::new());
+        for (space, sysctl) in [(new, "{}"), (new, closed)] {
+            assert_eq!(needed(space, sysctl), [LOW_PORTS]);
+        }
+        for (space, sysctl) in [(old, opened), (old, "{}"), (r#"{"type":"pid"}"#, opened)] {
+            assert_eq!(needed(space, sysctl), all_settings());
+        }
+    }
 }
