@@ -1,21 +1,28 @@
-//! What worker and supervisor say to each other: requests of one fixed size,
-//! answers that start with the request's number.
+//! What worker and supervisor say to each other: short requests, and answers that
+//! start with the request's number.
 //!
 //! A worker that an attacker has taken over speaks this too: the supervisor
 //! believes nothing in it and refuses never-addresses by itself.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// Size of a request, in bytes.
-pub(crate) const REQUEST_BYTES: usize = 48;
+/// Size of most requests, in bytes.
+const SHORT_BYTES: usize = 48;
+/// Size of an address in one, in bytes.
+const ADDRESS_BYTES: usize = 19;
+/// Largest request, in bytes: with the longest name.
+pub(crate) const REQUEST_BYTES: usize = SHORT_BYTES + ADDRESS_BYTES + 255;
 /// Largest answer, in bytes.
 pub(crate) const ANSWER_BYTES: usize = 64 * 1024;
 
 /// What the worker asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// Who owns the socket with this source and destination?
     Identify { source: SocketAddr, destination: SocketAddr },
+    /// The same, and at once a TCP socket on its way to `target`, if policy lets that
+    /// caller reach `host`, or the destination where there is none, there.
+    Open { source: SocketAddr, destination: SocketAddr, target: SocketAddr, host: Option<String> },
     /// A TCP socket on its way to this address.
     Tcp(SocketAddr),
     /// A UDP socket connected to this resolver.
@@ -23,7 +30,7 @@ pub(crate) enum Ask {
 }
 
 /// A request with the number its answer will carry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) number: u32,
     pub(crate) ask: Ask,
@@ -32,10 +39,13 @@ pub(crate) struct Request {
 impl Request {
     /// The wire form.
     pub(crate) fn encode(self) -> Vec<u8> {
-        let (kind, first, second) = match self.ask {
-            Ask::Identify { source, destination } => (1_u8, source, Some(destination)),
-            Ask::Tcp(address) => (2, address, None),
-            Ask::Udp(address) => (3, address, None),
+        let (kind, first, second, more) = match self.ask {
+            Ask::Identify { source, destination } => (1_u8, source, Some(destination), None),
+            Ask::Tcp(address) => (2, address, None, None),
+            Ask::Udp(address) => (3, address, None, None),
+            Ask::Open { source, destination, target, host } => {
+                (4, source, Some(destination), Some((target, host)))
+            }
         };
         let mut bytes = Vec::with_capacity(REQUEST_BYTES);
         bytes.extend([kind, 0, 0, 0]);
@@ -43,13 +53,19 @@ impl Request {
         for address in [Some(first), second] {
             encode_address(&mut bytes, address);
         }
-        bytes.resize(REQUEST_BYTES, 0);
+        bytes.resize(SHORT_BYTES, 0);
+        if let Some((target, host)) = more {
+            encode_address(&mut bytes, Some(target));
+            bytes.extend(host.unwrap_or_default().into_bytes());
+        }
         bytes
     }
 
     /// Reads the wire form; `None` for anything else.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != REQUEST_BYTES {
+        let (short, more) = bytes.split_at_checked(SHORT_BYTES)?;
+        let longer = short.first() == Some(&4);
+        if longer == more.is_empty() || bytes.len() > REQUEST_BYTES {
             return None;
         }
         let number = u32::from_ne_bytes(bytes.get(4..8)?.try_into().ok()?);
@@ -58,6 +74,16 @@ impl Request {
             1 => Ask::Identify { source: first, destination: decode_address(bytes.get(27..46)?)? },
             2 => Ask::Tcp(first),
             3 => Ask::Udp(first),
+            4 => {
+                let (target, host) = more.split_at_checked(ADDRESS_BYTES)?;
+                let host = std::str::from_utf8(host).ok()?;
+                Ask::Open {
+                    source: first,
+                    destination: decode_address(bytes.get(27..46)?)?,
+                    target: decode_address(target)?,
+                    host: (!host.is_empty()).then(|| host.to_owned()),
+                }
+            }
             _ => return None,
         };
         Some(Self { number, ask })
@@ -117,18 +143,28 @@ mod tests {
             Ask::Identify { source: v6, destination: v4 },
             Ask::Tcp(v6),
             Ask::Udp(v4),
+            Ask::Open { source: v4, destination: v6, target: v4, host: None },
+            Ask::Open { source: v4, destination: v6, target: v6, host: Some("x".repeat(255)) },
         ] {
             let request = Request { number: 7, ask };
-            assert_eq!(Request::decode(&request.encode()), Some(request));
+            let bytes = request.clone().encode();
+            assert!(bytes.len() <= REQUEST_BYTES);
+            assert_eq!(Request::decode(&bytes), Some(request));
         }
     }
 
     #[test]
     fn anything_else_is_no_request() {
         assert_eq!(Request::decode(&[]), None);
-        assert_eq!(Request::decode(&[0; REQUEST_BYTES]), None);
-        assert_eq!(Request::decode(&[1; REQUEST_BYTES]), None);
-        assert_eq!(Request::decode(&[2; REQUEST_BYTES + 1]), None);
+        for kind in 0..=5 {
+            for length in [SHORT_BYTES - 1, SHORT_BYTES, SHORT_BYTES + 1, 86, REQUEST_BYTES + 1] {
+                assert_eq!(Request::decode(&vec![kind; length]), None);
+            }
+        }
+        let address: SocketAddr = "10.1.2.3:443".parse().unwrap();
+        let mut longer = Request { number: 1, ask: Ask::Tcp(address) }.encode();
+        longer.push(0);
+        assert_eq!(Request::decode(&longer), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod upstream;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nemoclaw_spec::control::{Names, RUN, SandboxConfig, VERSION};
-use nemoclaw_spec::decide::Engine;
+use nemoclaw_spec::decide::{Caller, Decision, Destination, Engine, Intent};
+use nemoclaw_spec::name::Host;
 use nemoclaw_spec::policy::Policy;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
@@ -378,12 +380,53 @@ impl Supervisor {
         true
     }
 
+    fn identify(
+        &mut self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        members: &Members,
+    ) -> Caller {
+        self.identifier.identify(source, destination, members, self.engine.as_ref())
+    }
+
+    /// Whether policy lets a caller be connected to `target` for what it dialled. The
+    /// worker decides with the same engine before it relays anything.
+    fn permits(
+        &self,
+        caller: &Caller,
+        dialled: SocketAddr,
+        target: SocketAddr,
+        host: Option<&str>,
+    ) -> bool {
+        let Some(engine) = &self.engine else { return false };
+        let destination = match host.map(Host::parse) {
+            Some(Ok(host)) => Destination::Host(host),
+            Some(Err(_)) => return false,
+            None => self.config.place.names.destination(dialled.ip()),
+        };
+        let intent = Intent::connect(destination, dialled.port());
+        match engine.decide(&intent, caller) {
+            Decision::Allow(permit) => {
+                permit.port() == target.port() && permit.check_address(target.ip()).is_ok()
+            }
+            _ => false,
+        }
+    }
+
     fn reply(&mut self, ask: Ask, members: &Members, audit: &mut AuditFile) -> Answer {
         let (opened, protocol, to) = match ask {
             Ask::Identify { source, destination } => {
-                let engine = self.engine.as_ref();
-                let caller = self.identifier.identify(source, destination, members, engine);
+                let caller = self.identify(source, destination, members);
                 return (0, serde_json::to_vec(&caller).unwrap_or_default(), None);
+            }
+            Ask::Open { source, destination, target, host } => {
+                let caller = self.identify(source, destination, members);
+                let socket = self
+                    .permits(&caller, destination, target, host.as_deref())
+                    .then(|| self.upstream.tcp(target, &self.config).ok())
+                    .flatten()
+                    .and_then(|socket| audit.dial(socket, "tcp", target).ok());
+                return (0, serde_json::to_vec(&caller).unwrap_or_default(), socket);
             }
             Ask::Tcp(to) => (self.upstream.tcp(to, &self.config), "tcp", to),
             Ask::Udp(to) => (upstream::udp(to, &self.config), "udp", to),

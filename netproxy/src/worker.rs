@@ -12,7 +12,7 @@ mod relay;
 mod resolve;
 mod supervisor;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -21,12 +21,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nemoclaw_spec::control::{CAPTURE_PORT, DNS_PORT, SandboxConfig};
+use nemoclaw_spec::control::{self, CAPTURE_PORT, DNS_PORT, SandboxConfig};
 use nemoclaw_spec::decide::Engine;
 use rustix::fs::MemfdFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::runtime::LocalOptions;
 use tokio::sync::Semaphore;
-use tokio::task::LocalSet;
 
 use names::Names;
 use record::Recorder;
@@ -100,6 +100,8 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    // For what is accepted there too: its sockets begin as copies of this one.
+    sockopt::set_tcp_nodelay(&socket, true)?;
     bind(&socket, &address).and_then(|()| listen(&socket, BACKLOG)).with_context(|| {
         format!("cannot listen on {address} in the sandbox; is the port taken?")
     })?;
@@ -121,11 +123,14 @@ pub(crate) struct Context {
     resolver: Resolver,
     recorder: Recorder,
     sandbox: String,
-    hosts: Vec<(std::net::IpAddr, Vec<String>)>,
+    /// What the engine's files say of names.
+    written: control::Names,
     slots: Semaphore,
     /// Connections of each program that has any.
     programs: RefCell<HashMap<String, u64>>,
     per_program: u64,
+    /// Connections that may be allowed and are not counted yet.
+    opening: Cell<u64>,
     wildcard_names: u64,
     limits: Limits,
     pipes: Pipes,
@@ -144,15 +149,14 @@ pub(crate) fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .build()
+        .build_local(LocalOptions::default())
         .context("cannot start the event loop")?;
-    let local = LocalSet::new();
     // The worker's process ends with this function; so does the engine.
     let engine: Option<&'static Engine> = engine.map(|engine| {
         let copy = Engine::new(engine.policy().clone(), config.aliases.clone());
         &*Box::leak(Box::new(copy))
     });
-    local.block_on(&runtime, serve(config, engine, handles, link, audit))
+    runtime.block_on(serve(config, engine, handles, link, audit))
 }
 
 async fn serve(
@@ -173,11 +177,12 @@ async fn serve(
         link: Rc::clone(&link),
         recorder: Recorder::new(audit)?,
         sandbox: config.sandbox.clone(),
-        hosts: config.place.names.hosts.clone(),
+        written: config.place.names.clone(),
         slots: Semaphore::new(bounds.map_or(MAX_CONNECTIONS, |bounds| {
             usize::try_from(bounds.total).map_or(MAX_CONNECTIONS, |n| n.min(MAX_CONNECTIONS))
         })),
         programs: RefCell::default(),
+        opening: Cell::new(0),
         per_program: bounds.map_or(u64::MAX, |bounds| bounds.per_program),
         wildcard_names: bounds.map_or(u64::MAX, |bounds| bounds.wildcard_names),
         limits: Limits {
@@ -210,6 +215,7 @@ async fn serve(
 
 /// Accepts captured connections for as long as the worker lives.
 async fn accept(context: Rc<Context>, listener: tokio::net::TcpListener) {
+    let Ok(local) = listener.local_addr() else { return };
     loop {
         let Ok(slot) = context.slots.acquire().await else { return };
         match listener.accept().await {
@@ -218,7 +224,7 @@ async fn accept(context: Rc<Context>, listener: tokio::net::TcpListener) {
                 let context = Rc::clone(&context);
                 tokio::task::spawn_local(async move {
                     let _returned = Slot(Rc::clone(&context));
-                    connection::serve(&context, stream, client).await;
+                    connection::serve(&context, stream, client, local).await;
                 });
             }
             // Out of descriptors or memory: connections wait in the queue.

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::decide::Reason;
+use crate::address::unwrap_mapped;
+use crate::decide::{Destination, Reason};
+use crate::name::Host;
 use crate::policy::Files;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -118,6 +120,23 @@ pub struct Names {
     pub resolvers: Vec<SocketAddr>,
     /// Search domains of the engine's resolver file.
     pub search: Vec<String>,
+}
+
+impl Names {
+    /// What an address means that no name of ours stands for: itself, with the names
+    /// that the engine's hosts file gives it.
+    #[must_use]
+    pub fn destination(&self, dialled: IpAddr) -> Destination {
+        let address = unwrap_mapped(dialled);
+        let names = self
+            .hosts
+            .iter()
+            .filter(|(own, _)| *own == address)
+            .flat_map(|(_, names)| names)
+            .filter_map(|name| Host::parse(name).ok())
+            .collect();
+        Destination::Address { address, names }
+    }
 }
 
 /// What the runtime asks of a running supervisor, one JSON line each.

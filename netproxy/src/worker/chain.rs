@@ -37,7 +37,7 @@ pub(super) async fn dial(
         Destination::Address { address, .. } => vec![*address],
     };
     let targets = addresses.into_iter().map(|ip| SocketAddr::new(ip, proxy.port)).collect();
-    let dialled = race(&context.link, targets).await;
+    let dialled = race(&context.link, targets, None).await;
     let (mut stream, address) = dialled.ok_or(Reason::UpstreamUnreachable)?;
     let asked = timeout(PATIENCE, connect(&mut stream, permit)).await;
     match asked {

@@ -1,6 +1,7 @@
 //! Path (b) of the product: a captured connection, from accept to close.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,14 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Most addresses of one name that are dialled.
 const MAX_TARGETS: usize = 8;
 
-/// Serves one captured connection.
-pub(super) async fn serve(context: &Context, stream: TcpStream, client: SocketAddr) {
-    let Some(dialled) = original_destination(&stream) else {
+/// Serves one captured connection of the listener at `local`.
+pub(super) async fn serve(
+    context: &Context,
+    stream: TcpStream,
+    client: SocketAddr,
+    local: SocketAddr,
+) {
+    let Some(dialled) = original_destination(&stream, local) else {
         // Somebody dialled our listener itself; there is nothing to serve.
         refuse::reset(&stream);
         record_stray(context, &stream, client).await;
@@ -45,12 +51,67 @@ pub(super) async fn serve(context: &Context, stream: TcpStream, client: SocketAd
         explicit::serve(context, stream, client, dialled).await;
         return;
     }
+    let opening = Opening::new(context);
+    let target = opening.target(&destination, dialled.port());
+    let (caller, begun) = match target {
+        Some(target) => {
+            let host = match &destination {
+                Destination::Host(host) => Some(host),
+                Destination::Address { .. } => None,
+            };
+            let (caller, socket) = context.link.open(client, dialled, target, host).await;
+            (caller, socket.map(|socket| (target, socket)))
+        }
+        None => (context.link.identify(client, dialled).await, None),
+    };
     let intent = Intent::connect(destination, dialled.port());
-    let caller = context.link.identify(client, dialled).await;
     let mut attempt = Attempt::new(context, "tcp", intent, caller, client);
-    match attempt.open().await {
+    attempt.begun = begun;
+    let outcome = attempt.open().await;
+    drop(opening);
+    match outcome {
         Ok(upstream) => attempt.relay((stream, &[]), upstream).await,
         Err(denial) => refuse::captured(context, stream, &attempt, &denial).await,
+    }
+}
+
+/// A connection whose program is not known yet.
+struct Opening<'a>(&'a Context);
+
+impl<'a> Opening<'a> {
+    fn new(context: &'a Context) -> Self {
+        context.opening.set(context.opening.get() + 1);
+        Self(context)
+    }
+
+    /// The address that may be dialled as soon as the caller is known and allowed,
+    /// where nothing else than policy could be against it: the name is spelled out in
+    /// a rule and its address is known, and no program is near its bound.
+    fn target(&self, destination: &Destination, port: u16) -> Option<SocketAddr> {
+        let Self(context) = self;
+        let engine = context.engine?;
+        let most = context.programs.borrow().values().max().copied().unwrap_or_default();
+        if engine.policy().options.upstream_proxy.is_some()
+            || most.saturating_add(context.opening.get()) > context.per_program
+        {
+            return None;
+        }
+        let address = match destination {
+            Destination::Host(host) => {
+                let spelled = engine.naming(host) == Naming::Spelled;
+                context.resolver.known(host).filter(|_| spelled)?
+            }
+            Destination::Address { address, .. } => {
+                Some(*address).filter(|address| !Names::is_shared(*address))?
+            }
+        };
+        Some(SocketAddr::new(address::unwrap_mapped(address), port))
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get().saturating_sub(1));
     }
 }
 
@@ -66,9 +127,8 @@ async fn record_stray(context: &Context, stream: &TcpStream, client: SocketAddr)
     let _recorded = context.recorder.write(&event).await;
 }
 
-/// Where the client dialled, before the redirection.
-fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
-    let local = stream.local_addr().ok()?;
+/// Where the client dialled, before the redirection to the listener at `local`.
+fn original_destination(stream: &TcpStream, local: SocketAddr) -> Option<SocketAddr> {
     let dialled = if local.is_ipv4() {
         let raw = getsockopt(stream, sockopt::OriginalDst).ok()?;
         SocketAddr::from((
@@ -89,14 +149,7 @@ fn destination(context: &Context, dialled: IpAddr) -> Destination {
     if let Some(host) = context.names.host_of(dialled) {
         return Destination::Host(host);
     }
-    let names = context
-        .hosts
-        .iter()
-        .filter(|(address, _)| *address == dialled)
-        .flat_map(|(_, names)| names)
-        .filter_map(|name| Host::parse(name).ok())
-        .collect();
-    Destination::Address { address: dialled, names }
+    context.written.destination(dialled)
 }
 
 /// One thing a client wants, with the record of what became of it.
@@ -106,6 +159,8 @@ pub(super) struct Attempt<'a> {
     pub(super) caller: Caller,
     pub(super) event: Event,
     accepted: Instant,
+    /// A socket that the supervisor has sent on its way already, and where to.
+    begun: Option<(SocketAddr, OwnedFd)>,
     /// The program's place among its connections, once allowed.
     place: Option<Place<'a>>,
 }
@@ -150,7 +205,8 @@ impl<'a> Attempt<'a> {
         client: SocketAddr,
     ) -> Self {
         let event = Event::new(via, &intent, &caller, client.to_string());
-        Self { context, intent, caller, event, accepted: Instant::now(), place: None }
+        let accepted = Instant::now();
+        Self { context, intent, caller, event, accepted, begun: None, place: None }
     }
 
     /// Decides, dials, and records either outcome before anything else
@@ -169,7 +225,10 @@ impl<'a> Attempt<'a> {
                         self.event.upstream_proxy = Some(place);
                         chain::dial(self.context, proxy, &permit).await
                     }
-                    (Some(_), None) => self.dial(&permit).await,
+                    (Some(_), None) => {
+                        let begun = self.begun.take();
+                        self.dial(&permit, begun).await
+                    }
                     (None, _) => Err(Reason::ConnectionBudget),
                 };
                 dialled.map_err(|reason| Denial { reason, nearest: Some(permit.rule().clone()) })
@@ -236,7 +295,11 @@ impl<'a> Attempt<'a> {
     }
 
     /// Resolves, checks every address and dials one that was checked.
-    async fn dial(&self, permit: &Permit) -> Result<(TcpStream, SocketAddr), Reason> {
+    async fn dial(
+        &self,
+        permit: &Permit,
+        begun: Option<(SocketAddr, OwnedFd)>,
+    ) -> Result<(TcpStream, SocketAddr), Reason> {
         let candidates = match permit.destination() {
             Destination::Host(host) => self
                 .context
@@ -263,7 +326,7 @@ impl<'a> Attempt<'a> {
         if targets.is_empty() {
             return Err(refused.unwrap_or(Reason::UpstreamUnreachable));
         }
-        let dialled = race(&self.context.link, by_turns(targets)).await;
+        let dialled = race(&self.context.link, by_turns(targets), begun).await;
         if let (None, Destination::Host(host)) = (&dialled, permit.destination()) {
             self.context.resolver.forget(host);
         }
@@ -320,19 +383,29 @@ fn by_turns(targets: Vec<SocketAddr>) -> Vec<SocketAddr> {
 }
 
 /// Dials one address after the other, without waiting long for any, and takes the
-/// first that answers (RFC 8305 section 5). The others are given up.
+/// first that answers (RFC 8305 section 5). The others are given up. `begun` is on its
+/// way to the first of them.
 pub(super) async fn race(
     link: &Rc<Link>,
     targets: Vec<SocketAddr>,
+    begun: Option<(SocketAddr, OwnedFd)>,
 ) -> Option<(TcpStream, SocketAddr)> {
     let mut dialled = JoinSet::new();
-    let mut targets = targets.into_iter();
+    let mut targets = targets.into_iter().peekable();
+    let mut begun = begun.filter(|(target, _)| targets.peek() == Some(target));
     loop {
         let ended = match targets.next() {
             Some(target) => {
                 let link = Rc::clone(link);
+                let begun = begun.take();
                 dialled.spawn_local(async move {
-                    let stream = timeout(CONNECT_PATIENCE, link.connect(target)).await;
+                    let connecting = async {
+                        match begun {
+                            Some((_, socket)) => Link::connected(socket).await,
+                            None => link.connect(target).await,
+                        }
+                    };
+                    let stream = timeout(CONNECT_PATIENCE, connecting).await;
                     stream.ok().and_then(Result::ok).map(|stream| (stream, target))
                 });
                 match timeout(STAGGER, dialled.join_next()).await {

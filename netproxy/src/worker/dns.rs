@@ -159,6 +159,7 @@ fn lookup(context: &Context, name: &Name, kind: RecordType) -> Result<Vec<RData>
         });
     }
     let written: Vec<IpAddr> = context
+        .written
         .hosts
         .iter()
         .filter(|(_, names)| {

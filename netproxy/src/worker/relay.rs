@@ -66,11 +66,20 @@ pub(super) struct Relayed {
     pub(super) server_name: Option<String>,
 }
 
-/// Pipes that no direction uses at the moment.
-#[derive(Debug, Default)]
+/// Pipes that no direction uses at the moment, and a buffer for all.
+#[derive(Debug)]
 pub(super) struct Pipes {
     free: RefCell<Vec<Pipe>>,
     made: Cell<usize>,
+    /// For what is copied, by whoever has its turn.
+    buffer: RefCell<Box<[u8; BUFFER]>>,
+}
+
+impl Default for Pipes {
+    fn default() -> Self {
+        let buffer = RefCell::new(Box::new([0; BUFFER]));
+        Self { free: RefCell::default(), made: Cell::default(), buffer }
+    }
 }
 
 #[derive(Debug)]
@@ -131,6 +140,8 @@ struct Relay<'a> {
     moved: Cell<Instant>,
     server_name: RefCell<Option<String>>,
     disagrees: Cell<bool>,
+    /// One direction has ended.
+    one_ended: Cell<bool>,
 }
 
 /// splice(2) stops at urgent data (tcp(7)), as if there were nothing more or the
@@ -155,7 +166,6 @@ pub(super) async fn run(
     limits: Limits,
     pipes: &Pipes,
 ) -> Relayed {
-    let _latency = client.set_nodelay(true);
     let relay = Relay {
         client: &client,
         upstream: &upstream,
@@ -165,6 +175,7 @@ pub(super) async fn run(
         moved: Cell::new(Instant::now()),
         server_name: RefCell::new(None),
         disagrees: Cell::new(false),
+        one_ended: Cell::new(false),
     };
     let end = relay.both(early, destination, limits).await;
     if end != End::Closed {
@@ -193,11 +204,11 @@ impl Relay<'_> {
             if self.start(early, destination).await? {
                 self.pump(self.client, self.upstream, &self.sent).await?;
             }
-            Ok(rustix::net::shutdown(self.upstream, Shutdown::Write)?)
+            self.end_of(self.upstream)
         };
         let inward = async {
             self.pump(self.upstream, self.client, &self.received).await?;
-            Ok(rustix::net::shutdown(self.client, Shutdown::Write)?)
+            self.end_of(self.client)
         };
         let work = async { tokio::try_join!(outward, inward) };
         tokio::pin!(work);
@@ -222,6 +233,14 @@ impl Relay<'_> {
                 }
             }
         }
+    }
+
+    /// Tells a side that the other has said all. The last end comes with the close.
+    fn end_of(&self, sink: &TcpStream) -> io::Result<()> {
+        if self.one_ended.replace(true) {
+            return Ok(());
+        }
+        Ok(rustix::net::shutdown(sink, Shutdown::Write)?)
     }
 
     /// Passes on the client's first bytes once they are known to ask for nobody
@@ -281,17 +300,20 @@ impl Relay<'_> {
         }
     }
 
-    /// Moves bytes from one socket to the other until the first one ends.
+    /// Moves bytes from one socket to the other until the first one ends. A few are
+    /// copied, which costs less than a pipe; many the kernel moves.
     async fn pump(
         &self,
         source: &TcpStream,
         sink: &TcpStream,
         count: &Cell<u64>,
     ) -> io::Result<()> {
+        let mut many = false;
         loop {
             source.readable().await?;
+            let before = count.get();
             // No pipe is held while nothing comes.
-            let moved = match self.pipes.take() {
+            let moved = match many.then(|| self.pipes.take()).flatten() {
                 Some(pipe) => {
                     let lent = Lent { pipes: self.pipes, pipe: Some(pipe), filled: false };
                     self.splice(source, sink, count, lent).await?
@@ -300,6 +322,10 @@ impl Relay<'_> {
             };
             if !moved {
                 return Ok(());
+            }
+            // Nothing, where it was only awake too early, tells nothing.
+            if count.get() > before {
+                many = count.get() - before >= BUFFER as u64;
             }
             // Others have their turn before this one goes on.
             tokio::task::coop::consume_budget().await;
@@ -360,17 +386,27 @@ impl Relay<'_> {
         sink: &TcpStream,
         count: &Cell<u64>,
     ) -> io::Result<bool> {
-        let mut bytes = vec![0; BUFFER];
-        match source.try_read(&mut bytes) {
-            Ok(0) => Ok(false),
-            Ok(length) => {
-                self.write(sink, bytes.get(..length).unwrap_or_default()).await?;
-                self.count(count, length);
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error),
-        }
+        let left = {
+            let mut buffer = self.pipes.buffer.borrow_mut();
+            let length = match source.try_read(buffer.as_mut_slice()) {
+                Ok(0) => return Ok(false),
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error),
+            };
+            let bytes = buffer.get(..length).unwrap_or_default();
+            let written = match sink.try_write(bytes) {
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) => return Err(error),
+            };
+            self.count(count, written);
+            bytes.get(written..).unwrap_or_default().to_vec()
+        };
+        // The buffer is everybody's: what has to wait is kept apart.
+        self.write(sink, &left).await?;
+        self.count(count, left.len());
+        Ok(true)
     }
 
     async fn write(&self, sink: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {

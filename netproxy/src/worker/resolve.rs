@@ -87,6 +87,13 @@ impl Resolver {
         Ok(addresses)
     }
 
+    /// The address that would be dialled first, where it is known already.
+    pub(super) fn known(&self, host: &Host) -> Option<IpAddr> {
+        let kept = self.kept.borrow();
+        let (until, addresses) = kept.get(host)?;
+        addresses.first().copied().filter(|_| *until > Instant::now())
+    }
+
     /// Forgets an answer that led nowhere.
     pub(super) fn forget(&self, host: &Host) {
         self.kept.borrow_mut().remove(host);

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nemoclaw_spec::decide::Caller;
+use nemoclaw_spec::name::Host;
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send};
 use tokio::io::Interest;
-use tokio::net::UnixDatagram;
+use tokio::net::{TcpStream, UnixDatagram};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -103,10 +104,32 @@ impl Link {
         }
     }
 
+    /// The same, with a socket on its way to `target` if policy lets that caller reach
+    /// `host`, or `destination` where there is none, there.
+    pub(super) async fn open(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        target: SocketAddr,
+        host: Option<&Host>,
+    ) -> (Caller, Option<OwnedFd>) {
+        let host = host.map(|host| host.as_str().to_owned());
+        match self.ask(Ask::Open { source, destination, target, host }).await {
+            Ok(answer) => {
+                (serde_json::from_slice(&answer.rest).unwrap_or_default(), answer.descriptor)
+            }
+            Err(_) => (Caller::default(), None),
+        }
+    }
+
     /// A TCP stream to `address`, connected.
-    pub(super) async fn connect(&self, address: SocketAddr) -> io::Result<tokio::net::TcpStream> {
-        let socket = self.descriptor(Ask::Tcp(address)).await?;
-        let stream = tokio::net::TcpStream::from_std(std::net::TcpStream::from(socket))?;
+    pub(super) async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        Self::connected(self.descriptor(Ask::Tcp(address)).await?).await
+    }
+
+    /// A socket on its way, once it is there.
+    pub(super) async fn connected(socket: OwnedFd) -> io::Result<TcpStream> {
+        let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
         stream.writable().await?;
         match stream.take_error()? {
             Some(error) => Err(error),
