@@ -14,29 +14,22 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Locks a network namespace: routes for the virtual pools, capture of all TCP
-/// and DNS, everything else rejected.
+/// and DNS, everything else rejected. Gives the rules' [`fingerprint`].
 ///
 /// # Errors
 /// Names the step that failed; nothing may run in the namespace then.
-pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<()> {
-    // The namespace of a thread is its own: the rest of the runtime stays.
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
-                    .context("cannot enter the container's network namespace")?;
-                if let Kind::Locked { settings, .. } = kind {
-                    // The files are those of the namespace this thread is in.
-                    for name in settings {
-                        set_to_zero(name)?;
-                    }
-                }
-                route::install().context("cannot set up routes in the container's network namespace")?;
-                nftables::install(kind)
-                    .context("cannot lock the container's network namespace with nf_tables; is the kernel built with CONFIG_NF_TABLES_INET, CONFIG_NFT_REDIR, CONFIG_NFT_FIB_INET and CONFIG_NFT_REJECT_INET?")
-            })
-            .join()
-            .unwrap_or_else(|_panic| Err(anyhow!("the thread that locks the namespace ended early")))
+pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<Vec<u8>> {
+    within(netns, || {
+        if let Kind::Locked { settings, .. } = kind {
+            // The files are those of the namespace this thread is in.
+            for name in settings {
+                set_to_zero(name)?;
+            }
+        }
+        route::install().context("cannot set up routes in the container's network namespace")?;
+        nftables::install(kind)
+                    .context("cannot lock the container's network namespace with nf_tables; is the kernel built with CONFIG_NF_TABLES_INET, CONFIG_NFT_REDIR, CONFIG_NFT_FIB_INET and CONFIG_NFT_REJECT_INET?")?;
+        nftables::fingerprint().context("cannot read the namespace's nf_tables rules")
     })
 }
 
@@ -82,15 +75,20 @@ fn set_to_zero(name: &str) -> Result<()> {
 /// # Errors
 /// When the namespace cannot be entered or asked.
 pub(crate) fn fingerprint(netns: &File) -> Result<Vec<u8>> {
+    within(netns, || nftables::fingerprint().context("cannot read the namespace's nf_tables rules"))
+}
+
+/// Does something in a network namespace. That of a thread is its own: the rest of the
+/// runtime stays.
+fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let ended = |_panic| Err(anyhow!("the thread in the container's network ended early"));
     std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
-                    .context("cannot enter the container's network namespace")?;
-                nftables::fingerprint().context("cannot read the namespace's nf_tables rules")
-            })
-            .join()
-            .unwrap_or_else(|_panic| Err(anyhow!("the thread that reads the rules ended early")))
+        let thread = scope.spawn(|| {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+                .context("cannot enter the container's network namespace")?;
+            work()
+        });
+        thread.join().unwrap_or_else(ended)
     })
 }
 

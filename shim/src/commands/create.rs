@@ -365,18 +365,13 @@ impl Sandbox<'_> {
             }
         };
         // SECURITY: before the proxy listens there: neighbours must not reach it.
-        let (locked, checked) = std::thread::scope(|scope| {
-            let locking = scope.spawn(|| net::lock(&netns, &kind));
-            let checked = check.run();
-            let ended = |_panic| bail!("the thread that locks the namespace ended early");
-            (locking.join().unwrap_or_else(ended), checked)
-        });
-        locked.and(checked)?;
+        let rules = net::lock(&netns, &kind)?;
         steps::reached("create:locked");
         proxy::make_directory(directory)?;
         steps::reached("create:sandbox-directory");
         let meanwhile = || {
-            store::write_file(&directory.join("rules"), &net::fingerprint(&netns)?)?;
+            store::write_file(&directory.join("rules"), &rules)?;
+            check.run()?;
             self.member(pid, self.selected.policy.programs())
         };
         starting

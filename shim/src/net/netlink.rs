@@ -3,7 +3,7 @@
 //! `nft` program costs 23 ms a start where one message costs 0.2.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
@@ -130,20 +130,32 @@ pub(super) fn exchange(protocol: SockProtocol, buffer: &Buffer) -> io::Result<()
     }
 }
 
-/// Sends a request for a dump and gives the bodies of the answers, at most
-/// `most` bytes of them.
-pub(super) fn dump(
-    protocol: SockProtocol,
-    buffer: &Buffer,
-    most: usize,
-) -> io::Result<Vec<Vec<u8>>> {
-    let socket = open(protocol)?;
-    sendto(socket.as_raw_fd(), &buffer.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+/// Asks for dumps, one after the other.
+pub(super) struct Dumps {
+    socket: OwnedFd,
+    answer: Vec<u8>,
+}
+
+impl Dumps {
+    pub(super) fn open(protocol: SockProtocol) -> io::Result<Self> {
+        // The kernel gives 32 KiB at a time at most (af_netlink.c).
+        Ok(Self { socket: open(protocol)?, answer: vec![0; 32 * 1024] })
+    }
+
+    /// Sends a request for a dump and gives the bodies of the answers, at most
+    /// `most` bytes of them.
+    pub(super) fn dump(&mut self, buffer: &Buffer, most: usize) -> io::Result<Vec<Vec<u8>>> {
+        let socket = self.socket.as_raw_fd();
+        sendto(socket, &buffer.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        bodies(socket, &mut self.answer, most)
+    }
+}
+
+fn bodies(socket: RawFd, answer: &mut [u8], most: usize) -> io::Result<Vec<Vec<u8>>> {
     let mut bodies = Vec::new();
     let mut taken = 0;
-    let mut answer = vec![0_u8; 64 * 1024];
     loop {
-        let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        let length = recv(socket, answer, MsgFlags::empty())?;
         let mut rest = answer.get(..length).unwrap_or_default();
         if rest.len() < 16 {
             return Err(io::Error::other("a short answer from the kernel"));

@@ -11,7 +11,7 @@ use nemoclaw_spec::control::{CAPTURE_PORT, DNS_PORT, INBOUND_MARK, PACKET_MARK, 
 use nemoclaw_spec::policy::Ingress;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{APPEND, Buffer, CREATE, DUMP, EXCLUSIVE, REQUEST, dump, exchange};
+use super::netlink::{APPEND, Buffer, CREATE, DUMP, Dumps, EXCLUSIVE, REQUEST, exchange};
 
 const TABLE: &str = "nemoclaw";
 const FAMILY_INET: u8 = 1;
@@ -139,6 +139,7 @@ pub(super) fn fingerprint() -> io::Result<Vec<u8>> {
     const GENERIC_HEADER: usize = 4;
     const MOST: usize = 1024 * 1024;
     let mut print = Vec::new();
+    let mut dumps = Dumps::open(SockProtocol::NetlinkNetFilter)?;
     let families = [FAMILY_INET, FAMILY_NETDEV];
     for (family, kind) in families.into_iter().flat_map(|f| [(f, GET_CHAIN), (f, GET_RULE)]) {
         // What backs up the others is nothing without them.
@@ -147,7 +148,7 @@ pub(super) fn fingerprint() -> io::Result<Vec<u8>> {
         }
         let mut request = Buffer::default();
         request.message(kind, REQUEST | DUMP, |m| m.raw(&[family, 0, 0, 0]));
-        for body in dump(SockProtocol::NetlinkNetFilter, &request, MOST)? {
+        for body in dumps.dump(&request, MOST)? {
             // The header holds the generation, which any change of others moves.
             let body = body.get(GENERIC_HEADER..).unwrap_or_default();
             if body.windows(TABLE.len()).any(|window| window == TABLE.as_bytes()) {
