@@ -13,12 +13,21 @@ pub(crate) use nftables::Kind;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+/// A namespace that has been locked.
+#[derive(Debug)]
+pub(crate) struct Locked {
+    /// The rules' [`fingerprint`].
+    pub(crate) rules: Vec<u8>,
+    /// Whether frames are stopped at the devices too.
+    pub(crate) at_devices: bool,
+}
+
 /// Locks a network namespace: routes for the virtual pools, capture of all TCP
-/// and DNS, everything else rejected. Gives the rules' [`fingerprint`].
+/// and DNS, everything else rejected.
 ///
 /// # Errors
 /// Names the step that failed; nothing may run in the namespace then.
-pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<Vec<u8>> {
+pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<Locked> {
     within(netns, || {
         if let Kind::Locked { settings, .. } = kind {
             // The files are those of the namespace this thread is in.
@@ -27,9 +36,11 @@ pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<Vec<u8>> {
             }
         }
         route::install().context("cannot set up routes in the container's network namespace")?;
-        nftables::install(kind)
+        let at_devices = nftables::install(kind)
                     .context("cannot lock the container's network namespace with nf_tables; is the kernel built with CONFIG_NF_TABLES_INET, CONFIG_NFT_REDIR, CONFIG_NFT_FIB_INET and CONFIG_NFT_REJECT_INET?")?;
-        nftables::fingerprint().context("cannot read the namespace's nf_tables rules")
+        let rules =
+            nftables::fingerprint().context("cannot read the namespace's nf_tables rules")?;
+        Ok(Locked { rules, at_devices })
     })
 }
 

@@ -365,12 +365,18 @@ impl Sandbox<'_> {
             }
         };
         // SECURITY: before the proxy listens there: neighbours must not reach it.
-        let rules = net::lock(&netns, &kind)?;
+        let locked = net::lock(&netns, &kind)?;
+        if !locked.at_devices && !observe {
+            self.report.note(&format!(
+                "nemoclaw {}: this kernel stops nothing at the devices themselves (no netdev egress chain; Linux 5.16 with CONFIG_NETFILTER_EGRESS has it): all other rules hold, and no process of the sandbox may open a packet socket",
+                self.entry.id
+            ));
+        }
         steps::reached("create:locked");
         proxy::make_directory(directory)?;
         steps::reached("create:sandbox-directory");
         let meanwhile = || {
-            store::write_file(&directory.join("rules"), &rules)?;
+            store::write_file(&directory.join("rules"), &locked.rules)?;
             check.run()?;
             self.member(pid, self.selected.policy.programs())
         };

@@ -76,15 +76,16 @@ pub(crate) enum Kind {
     Observed,
 }
 
+/// Writes the rules; false where the kernel takes no chain on the devices themselves.
+///
 /// # Errors
 /// When the kernel refuses the batch; nothing of it is in force then.
-pub(super) fn install(kind: &Kind) -> io::Result<()> {
+pub(super) fn install(kind: &Kind) -> io::Result<bool> {
     let devices = devices()?;
-    let written = write_anew(kind, &devices);
-    match written {
+    match write_anew(kind, &devices) {
         // A kernel without that hook: it only backs up what the others do.
-        Err(_) if !devices.is_empty() => write_anew(kind, &[]),
-        other => other,
+        Err(_) if !devices.is_empty() => write_anew(kind, &[]).map(|()| false),
+        written => written.map(|()| true),
     }
 }
 
