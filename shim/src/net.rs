@@ -10,7 +10,6 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context as _, Result, anyhow};
 pub(crate) use nftables::Kind;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A namespace that has been locked.
@@ -29,9 +28,9 @@ pub(crate) struct Locked {
 /// Names the step that failed; nothing may run in the namespace then.
 pub(crate) fn lock(netns: &File, kind: &Kind) -> Result<Locked> {
     within(netns, || {
-        if let Kind::Locked { settings, .. } = kind {
+        if matches!(kind, Kind::Locked { .. }) {
             // The files are those of the namespace this thread is in.
-            for name in settings {
+            for name in [LOW_PORTS].into_iter().chain(MARKS) {
                 set_to_zero(name)?;
             }
         }
@@ -49,27 +48,6 @@ const LOW_PORTS: &str = "ipv4/ip_unprivileged_port_start";
 /// A socket of the sandbox must not inherit the proxy's mark from a packet it receives
 /// (ip-sysctl).
 const MARKS: [&str; 3] = ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"];
-
-/// The settings that have to be written in a container's network namespace: not the
-/// low ports where the engine has them opened, nor in a namespace that is made for the
-/// container what is zero in a new one. The plan refuses other sysctls.
-pub(crate) fn settings(spec: &Spec) -> Vec<&'static str> {
-    let linux = spec.linux().as_ref();
-    let made = linux
-        .iter()
-        .flat_map(|linux| linux.namespaces().iter().flatten())
-        .any(|space| space.typ() == LinuxNamespaceType::Network && space.path().is_none());
-    let opened = linux
-        .and_then(|linux| linux.sysctl().as_ref()?.get("net.ipv4.ip_unprivileged_port_start"))
-        .is_some_and(|value| value.trim() == "0");
-    let low_ports = (!(made && opened)).then_some(LOW_PORTS);
-    low_ports.into_iter().chain(MARKS.into_iter().filter(|_| !made)).collect()
-}
-
-/// All settings, for a namespace of which nothing is known.
-pub(crate) fn all_settings() -> Vec<&'static str> {
-    [LOW_PORTS].into_iter().chain(MARKS).collect()
-}
 
 fn set_to_zero(name: &str) -> Result<()> {
     let path = format!("/proc/sys/net/{name}");
@@ -101,29 +79,4 @@ fn within<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Res
         });
         thread.join().unwrap_or_else(ended)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_new_namespace_is_taken_as_the_kernel_makes_it() {
-        let needed = |space: &str, sysctl: &str| {
-            let text = format!(
-                r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{space}],"sysctl":{sysctl}}}}}"#
-            );
-            settings(&serde_json::from_str(&text).unwrap())
-        };
-        let (new, old) = (r#"{"type":"network"}"#, r#"{"type":"network","path":"/run/n"}"#);
-        let opened = r#"{"net.ipv4.ip_unprivileged_port_start":"0"}"#;
-        let closed = r#"{"net.ipv4.ip_unprivileged_port_start":"1024"}"#;
-        assert_eq!(needed(new, opened), Vec::<&str>::new());
-        for (space, sysctl) in [(new, "{}"), (new, closed)] {
-            assert_eq!(needed(space, sysctl), [LOW_PORTS]);
-        }
-        for (space, sysctl) in [(old, opened), (old, "{}"), (r#"{"type":"pid"}"#, opened)] {
-            assert_eq!(needed(space, sysctl), all_settings());
-        }
-    }
 }

@@ -361,7 +361,6 @@ impl Sandbox<'_> {
             net::Kind::Locked {
                 engine_resolver: !self.plan.allow_root,
                 ingress: self.selected.policy.options.ingress.clone(),
-                settings: net::settings(&self.spec),
             }
         };
         // SECURITY: before the proxy listens there: neighbours must not reach it.

@@ -69,8 +69,6 @@ pub(crate) enum Kind {
         engine_resolver: bool,
         /// What may connect in; `None` for any TCP.
         ingress: Option<Vec<Ingress>>,
-        /// Settings of the namespace, below /proc/sys/net, that become zero.
-        settings: Vec<&'static str>,
     },
     /// Connections are recorded; nothing is closed but metadata services.
     Observed,
@@ -117,7 +115,7 @@ fn write(kind: &Kind, devices: &[String], replace: bool) -> io::Result<()> {
     batch.add(NEW_TABLE, CREATE | EXCLUSIVE, |m| m.text(1, TABLE));
     match kind {
         Kind::Observed => observed(&mut batch),
-        Kind::Locked { engine_resolver, ingress, .. } => {
+        Kind::Locked { engine_resolver, ingress } => {
             locked(&mut batch, *engine_resolver);
             inbound(&mut batch, ingress.as_deref());
             batch.chain("forward", "filter", HOOK_FORWARD, 0, DROP);
