@@ -6,12 +6,16 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use nemoclaw_spec::decide::Caller;
+
 /// Size of most requests, in bytes.
 const SHORT_BYTES: usize = 48;
 /// Size of an address in one, in bytes.
 const ADDRESS_BYTES: usize = 19;
 /// Largest request, in bytes: with the longest name.
 pub(crate) const REQUEST_BYTES: usize = SHORT_BYTES + ADDRESS_BYTES + 255;
+/// What each answer begins with: number and errno.
+const HEAD_BYTES: usize = 8;
 /// Largest answer, in bytes.
 pub(crate) const ANSWER_BYTES: usize = 64 * 1024;
 
@@ -123,6 +127,12 @@ pub(crate) fn encode_answer(number: u32, errno: i32, rest: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// What is told of a caller; nothing, which means nobody, where that is too long.
+pub(crate) fn encode_caller(caller: &Caller) -> Vec<u8> {
+    let text = serde_json::to_vec(caller).unwrap_or_default();
+    if text.len() + HEAD_BYTES > ANSWER_BYTES { Vec::new() } else { text }
+}
+
 /// Number, errno and rest of an answer.
 pub(crate) fn decode_answer(bytes: &[u8]) -> Option<(u32, i32, &[u8])> {
     let number = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
@@ -132,6 +142,8 @@ pub(crate) fn decode_answer(bytes: &[u8]) -> Option<(u32, i32, &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use nemoclaw_spec::decide::Process;
+
     use super::*;
 
     #[test]
@@ -165,6 +177,16 @@ mod tests {
         let mut longer = Request { number: 1, ask: Ask::Tcp(address) }.encode();
         longer.push(0);
         assert_eq!(Request::decode(&longer), None);
+    }
+
+    #[test]
+    fn a_caller_that_fits_no_answer_is_nobody() {
+        let of = |holders| {
+            let deep = Process { ancestors: vec!["/a".repeat(4096)], ..Process::default() };
+            encode_caller(&Caller { holders: vec![deep; holders] })
+        };
+        assert!(!of(7).is_empty());
+        assert!(of(8).is_empty());
     }
 
     #[test]

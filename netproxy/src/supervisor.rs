@@ -358,7 +358,6 @@ impl Supervisor {
                 return false;
             };
             let (errno, rest, socket) = self.reply(request.ask, members, audit);
-            let rest = if rest.len() + 8 > link::ANSWER_BYTES { Vec::new() } else { rest };
             answers.push_back((link::encode_answer(request.number, errno, &rest), socket));
         }
         audit.flush();
@@ -417,16 +416,19 @@ impl Supervisor {
         let (opened, protocol, to) = match ask {
             Ask::Identify { source, destination } => {
                 let caller = self.identify(source, destination, members);
-                return (0, serde_json::to_vec(&caller).unwrap_or_default(), None);
+                return (0, link::encode_caller(&caller), None);
             }
             Ask::Open { source, destination, target, host } => {
                 let caller = self.identify(source, destination, members);
-                let socket = self
-                    .permits(&caller, destination, target, host.as_deref())
+                let told = link::encode_caller(&caller);
+                // The worker refuses whom it is not told of: nothing leaves for them.
+                let permitted =
+                    !told.is_empty() && self.permits(&caller, destination, target, host.as_deref());
+                let socket = permitted
                     .then(|| self.upstream.tcp(target, &self.config).ok())
                     .flatten()
                     .and_then(|socket| audit.dial(socket, "tcp", target).ok());
-                return (0, serde_json::to_vec(&caller).unwrap_or_default(), socket);
+                return (0, told, socket);
             }
             Ask::Tcp(to) => (self.upstream.tcp(to, &self.config), "tcp", to),
             Ask::Udp(to) => (upstream::udp(to, &self.config), "udp", to),

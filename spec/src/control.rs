@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Version of everything the runtime and the supervisor say to each other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What lives until the host starts again; only root writes there.
 pub const RUN: &str = "/run/nemoclaw";

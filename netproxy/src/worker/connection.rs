@@ -52,15 +52,15 @@ pub(super) async fn serve(
         return;
     }
     let opening = Opening::new(context);
-    let target = opening.target(&destination, dialled.port());
-    let (caller, begun) = match target {
-        Some(target) => {
+    let (caller, begun) = match opening.candidates(&destination) {
+        Some((first, candidates)) => {
+            let target = SocketAddr::new(first, dialled.port());
             let host = match &destination {
                 Destination::Host(host) => Some(host),
                 Destination::Address { .. } => None,
             };
             let (caller, socket) = context.link.open(client, dialled, target, host).await;
-            (caller, socket.map(|socket| (target, socket)))
+            (caller, socket.map(|socket| Begun { candidates, target, socket }))
         }
         None => (context.link.identify(client, dialled).await, None),
     };
@@ -75,37 +75,45 @@ pub(super) async fn serve(
     }
 }
 
-/// A connection whose program is not known yet.
-struct Opening<'a>(&'a Context);
+/// A socket that the supervisor has sent on its way already.
+struct Begun {
+    /// The addresses of which the first is dialled.
+    candidates: Vec<IpAddr>,
+    target: SocketAddr,
+    socket: OwnedFd,
+}
+
+/// A connection that may be allowed and is not counted yet.
+pub(super) struct Opening<'a>(&'a Context);
 
 impl<'a> Opening<'a> {
-    fn new(context: &'a Context) -> Self {
+    pub(super) fn new(context: &'a Context) -> Self {
         context.opening.set(context.opening.get() + 1);
         Self(context)
     }
 
-    /// The address that may be dialled as soon as the caller is known and allowed,
-    /// where nothing else than policy could be against it: the name is spelled out in
-    /// a rule and its address is known, and no program is near its bound.
-    fn target(&self, destination: &Destination, port: u16) -> Option<SocketAddr> {
+    /// The addresses of which the first may be dialled as soon as the caller is known
+    /// and allowed, where nothing else than policy could be against it: the name is
+    /// spelled out in a rule and its addresses are known, and no program has half of
+    /// the connections it may have, with those that begin meanwhile.
+    fn candidates(&self, destination: &Destination) -> Option<(IpAddr, Vec<IpAddr>)> {
         let Self(context) = self;
         let engine = context.engine?;
         let most = context.programs.borrow().values().max().copied().unwrap_or_default();
         if engine.policy().options.upstream_proxy.is_some()
-            || most.saturating_add(context.opening.get()) > context.per_program
+            || most.saturating_add(context.opening.get()) > context.per_program / 2
         {
             return None;
         }
-        let address = match destination {
+        let candidates = match destination {
             Destination::Host(host) => {
                 let spelled = engine.naming(host) == Naming::Spelled;
                 context.resolver.known(host).filter(|_| spelled)?
             }
-            Destination::Address { address, .. } => {
-                Some(*address).filter(|address| !Names::is_shared(*address))?
-            }
+            Destination::Address { address, .. } if Names::is_shared(*address) => return None,
+            Destination::Address { address, .. } => vec![*address],
         };
-        Some(SocketAddr::new(address::unwrap_mapped(address), port))
+        Some((address::unwrap_mapped(*candidates.first()?), candidates))
     }
 }
 
@@ -159,8 +167,7 @@ pub(super) struct Attempt<'a> {
     pub(super) caller: Caller,
     pub(super) event: Event,
     accepted: Instant,
-    /// A socket that the supervisor has sent on its way already, and where to.
-    begun: Option<(SocketAddr, OwnedFd)>,
+    begun: Option<Begun>,
     /// The program's place among its connections, once allowed.
     place: Option<Place<'a>>,
 }
@@ -298,16 +305,16 @@ impl<'a> Attempt<'a> {
     async fn dial(
         &self,
         permit: &Permit,
-        begun: Option<(SocketAddr, OwnedFd)>,
+        begun: Option<Begun>,
     ) -> Result<(TcpStream, SocketAddr), Reason> {
-        let candidates = match permit.destination() {
-            Destination::Host(host) => self
-                .context
-                .resolver
-                .resolve(host)
-                .await
-                .map_err(|_error| Reason::UpstreamUnreachable)?,
-            Destination::Address { address, .. } => vec![*address],
+        let (candidates, begun) = match (begun, permit.destination()) {
+            // Asked again, a resolver may say something else.
+            (Some(begun), _) => (begun.candidates, Some((begun.target, begun.socket))),
+            (None, Destination::Host(host)) => {
+                let resolved = self.context.resolver.resolve(host).await;
+                (resolved.map_err(|_error| Reason::UpstreamUnreachable)?, None)
+            }
+            (None, Destination::Address { address, .. }) => (vec![*address], None),
         };
         if candidates.is_empty() {
             return Err(Reason::NoSuchHost);

@@ -17,7 +17,7 @@ use nemoclaw_spec::decide::{Denial, Destination, Intent, Reason};
 use nemoclaw_spec::name::Host;
 use tokio::net::TcpStream;
 
-use super::connection::Attempt;
+use super::connection::{Attempt, Opening};
 use super::{Context, refuse};
 
 type Body = BoxBody<Bytes, hyper::Error>;
@@ -95,9 +95,12 @@ async fn connect<'a>(
         Some(Err(why)) => return malformed(why),
         None => return malformed("CONNECT needs host:port"),
     };
+    let opening = Opening::new(context);
     let caller = context.link.identify(client, dialled).await;
     let mut attempt = Attempt::new(context, "connect", intent, caller, client);
-    match attempt.open().await {
+    let opened = attempt.open().await;
+    drop(opening);
+    match opened {
         Ok(upstream) => {
             let upgrade = hyper::upgrade::on(&mut request);
             *tunnel.borrow_mut() =
@@ -123,9 +126,12 @@ async fn forward(
         Ok(intent) => intent,
         Err(why) => return malformed(why),
     };
+    let opening = Opening::new(context);
     let caller = context.link.identify(client, dialled).await;
     let mut attempt = Attempt::new(context, "http", intent, caller, client);
-    let upstream = match attempt.open().await {
+    let opened = attempt.open().await;
+    drop(opening);
+    let upstream = match opened {
         Ok(upstream) => upstream,
         Err(denial) => return refusal(context, &attempt, &denial),
     };

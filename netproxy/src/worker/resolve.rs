@@ -61,12 +61,10 @@ impl Resolver {
         if !written.is_empty() {
             return Ok(written);
         }
-        let now = Instant::now();
-        if let Some((until, addresses)) = self.kept.borrow().get(host)
-            && *until > now
-        {
-            return Ok(addresses.clone());
+        if let Some(addresses) = self.known(host) {
+            return Ok(addresses);
         }
+        let now = Instant::now();
         let (v4, v6) =
             tokio::join!(self.query(host, RecordType::A), self.query(host, RecordType::AAAA));
         let addresses = match (v4, v6) {
@@ -87,11 +85,11 @@ impl Resolver {
         Ok(addresses)
     }
 
-    /// The address that would be dialled first, where it is known already.
-    pub(super) fn known(&self, host: &Host) -> Option<IpAddr> {
+    /// The addresses of `host`, where they have been asked for a moment ago.
+    pub(super) fn known(&self, host: &Host) -> Option<Vec<IpAddr>> {
         let kept = self.kept.borrow();
         let (until, addresses) = kept.get(host)?;
-        addresses.first().copied().filter(|_| *until > Instant::now())
+        (*until > Instant::now()).then(|| addresses.clone())
     }
 
     /// Forgets an answer that led nowhere.
