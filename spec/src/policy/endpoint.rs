@@ -408,23 +408,27 @@ impl Reader<'_, '_, '_> {
     /// Keys that mean nothing where nothing is inspected.
     fn without_protocol(&mut self, node: &Node) {
         for key in ["rules", "deny_rules", "path"] {
-            let Some(value) = node.get(key) else { continue };
-            let message = format!("`{key}` does nothing without `protocol`");
-            if self.ours {
-                self.findings.error(value.at, message, "add `protocol: rest`");
-            } else {
-                self.findings.advice(value.at, message, "add `protocol: rest`");
+            if let Some(value) = node.get(key) {
+                let message = format!("`{key}` does nothing without `protocol`");
+                self.does_nothing(value.at, key, message);
             }
         }
         if let Some(access) = node.get("access")
             && access.text() != Some("full")
         {
             let message = "`access` does nothing without `protocol`: everything on this host and port is allowed";
-            if self.ours {
-                self.findings.error(access.at, message.to_owned(), "add `protocol: rest`");
-            } else {
-                self.findings.advice(access.at, message.to_owned(), "add `protocol: rest`");
-            }
+            self.does_nothing(access.at, "access", message.to_owned());
+        }
+    }
+
+    fn does_nothing(&mut self, at: Place, key: &str, message: String) {
+        let fix = format!(
+            "remove `{key}`: this version limits connections, not requests (later: `protocol: rest`)"
+        );
+        if self.ours {
+            self.findings.error(at, message, &fix);
+        } else {
+            self.findings.advice(at, message, &fix);
         }
     }
 
